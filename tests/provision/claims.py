@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from provision.fs.file_lock import FileLock
     from provision.fs.lease import Lease
 
-# A process on a machine about which this one knows nothing.
+# A process on another machine, whose state this machine cannot read.
 FAR = ProcessIdentity("far", 1, "another boot", "4026531836", "another machine", "5")
-# Takes the lock, prints its claim, and releases the lock after a line on stdin.
+# The program of `holder`: takes the lock, prints True, and releases the lock after a line on stdin.
 HOLDER = """
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ lock.release()
 
 @dataclass
 class Clock:
-    """Return a time that changes only when a test sets it."""
+    """Provides a clock whose time in seconds changes only when a test sets `now`."""
 
     now: float = 0.0
 
@@ -55,7 +55,7 @@ def claims(lock: Path) -> list[str]:
 
 
 def wait_in_steps(lease: Lease | FileLock, clock: Clock, seconds: float) -> bool:
-    """Try to take a lock every second, and return the last result."""
+    """Try to take a lock at each second of the test's clock, for at most `seconds`; return whether it was taken."""
     is_taken = lease.take()
     for _ in range(int(seconds)):
         if is_taken:
@@ -67,7 +67,7 @@ def wait_in_steps(lease: Lease | FileLock, clock: Clock, seconds: float) -> bool
 
 @contextlib.contextmanager
 def holder(lock: Path, *prefix: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a process that holds the lock."""
+    """Yield a process that holds the lock, and kill the process afterwards; `prefix` precedes its command."""
     argv = [*prefix, sys.executable, "-c", HOLDER, str(lock)]
     process = subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -79,8 +79,8 @@ def holder(lock: Path, *prefix: str) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def interrupt(lease: Lease, method: str, acts: Sequence[Callable[[], object]]) -> None:
-    """Let the acts run once, just before the given method of the lease."""
+def run_before_method(lease: Lease, method: str, acts: Sequence[Callable[[], object]]) -> None:
+    """Replace a method of the lease, so that its first call runs the acts before the original method."""
     original = getattr(lease, method)
     is_done = False
 

@@ -59,13 +59,13 @@ def build(folder: Path) -> None:
 
 
 def index(folder: Path) -> None:
-    """Write the channel's repodata in a child process, because the library can crash at its exit."""
+    """Write the channel's repodata in a child process, because rattler can crash at the end of the process."""
     code = "import asyncio, os, pathlib, sys, rattler.index as i; asyncio.run(i.index_fs(pathlib.Path(sys.argv[1])));"
     subprocess.run([sys.executable, "-c", f"{code} os._exit(0)", str(folder)], check=True, capture_output=True)
 
 
 def locked(folder: Path, *names: str) -> list[CondaPackage]:
-    """Return the packages of the channel (all, NAME or NAME=VERSION) as a lock pins them, with official URLs."""
+    """Return the channel's packages as a lock pins them, with official URLs; `names` selects NAME or NAME=VERSION."""
     packages = []
     for subfolder in (PLATFORM, "noarch"):
         repodata = json.loads((folder / subfolder / "repodata.json").read_text())
@@ -80,13 +80,13 @@ def locked(folder: Path, *names: str) -> list[CondaPackage]:
 
 class _Quiet(ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
-        """Ignore the errors of killed clients, which the tests cause on purpose."""
+        """Print nothing about clients that disconnect early, because tests kill them."""
 
 
 class Served:
     """Serves a folder on loopback.
 
-    `seen` records the requested paths. `faults` has {part of a path: HTTP status or body} of wrong responses.
+    `seen` records the requested paths. `faults` is {part of a path: HTTP status or body of each wrong response}.
     """
 
     def __init__(self, folder: Path) -> None:

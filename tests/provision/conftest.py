@@ -91,7 +91,7 @@ def lock_text(*wheels: Path) -> str:
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a find-links folder with two small wheels; only pip's settings name it."""
+    """Make a folder with small wheels of torch and diffusers, which only pip's find-links setting names."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     write_wheel(folder, "torch", "9.9+tiny", {"torch/__init__.py": TORCH, "torch/big.txt": "x" * 20000})
@@ -103,7 +103,7 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def envs(tmp_path: Path, wheels: Path) -> Path:
-    """Make an envs/ folder with one environment definition of two small packages."""
+    """Make an envs/ folder with one environment definition, whose lock has the two small wheels."""
     folder = tmp_path / "envs"
     (folder / "diffusers").mkdir(parents=True)
     minors = '["3.10", "3.11", "3.12", "3.13", "3.14"]'
@@ -138,7 +138,7 @@ def channel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
-    """Serve the channel on loopback, and set CONDA_CHANNEL_ALIAS to it, as conda users set a mirror."""
+    """Serve the conda channel on loopback, and set CONDA_CHANNEL_ALIAS to its URL, as conda users set a mirror."""
     served = conda_channel.Served(channel_folder)
     monkeypatch.setenv("CONDA_CHANNEL_ALIAS", served.url)
     yield served
@@ -157,7 +157,7 @@ def conda_envs(envs: Path, channel_folder: Path) -> Path:
 
 @pytest.fixture
 def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
-    """Serve the wheels as an index on loopback, and point pip's settings to it instead of the folder."""
+    """Serve the wheels as an index on loopback; pip's settings name the index instead of the folder."""
     simple = tmp_path / "index"
     for wheel in wheels.glob("*.whl"):
         page = simple / wheel.name.split("-")[0]
@@ -255,8 +255,8 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Return a function that starts an HTTP server with content and faults; the server stops with the test."""
-    silent_server.own(monkeypatch)
+    """Return a function that starts a loopback HTTP server with {URL path: content} and faults, until the test ends."""
+    silent_server.replace_read_timeout(monkeypatch)
     started: list[Played] = []
 
     def start(content: dict[str, bytes], *faults: Fault) -> Played:
@@ -270,8 +270,8 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
-    """Return a function that starts a server with a script for its bytes; the server stops with the test."""
-    silent_server.own(monkeypatch)
+    """Return a function that starts a loopback server whose bytes a script sends, until the test ends."""
+    silent_server.replace_read_timeout(monkeypatch)
     started: list[Raw] = []
 
     def start(script: Callable[[Raw, socket.socket], None]) -> Raw:
@@ -285,7 +285,7 @@ def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, so
 
 @pytest.fixture
 def flags(tmp_path: Path, envs: Path) -> list[object]:
-    """Return flags of a command for a root with one environment, without models and relocations."""
+    """Return the flags --root, --envs and --host; the host has one environment, no models and no relocations."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
 
@@ -302,8 +302,8 @@ def flock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def shim(flock_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that lets flock fail in later child processes, with an error such as ENOLCK; "" succeeds."""
+def set_flock_error(flock_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that makes flock fail with the named errno in later child processes, or succeed for ''."""
 
     def replace_flock(error: str) -> None:
         monkeypatch.setenv("LD_PRELOAD", str(flock_library))
@@ -313,12 +313,12 @@ def shim(flock_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 @pytest.fixture
-def no_flock(shim: Callable[[str], None]) -> None:
-    """Let flock fail in later child processes, as on a file system without it."""
-    shim("ENOSYS")
+def no_flock(set_flock_error: Callable[[str], None]) -> None:
+    """Make flock fail with ENOSYS in later child processes, as on a file system without flock."""
+    set_flock_error("ENOSYS")
 
 
 @pytest.fixture
-def local_flock(shim: Callable[[str], None]) -> None:
-    """Let flock succeed in later child processes although another one holds it, as on another host's mount."""
-    shim("")
+def local_flock(set_flock_error: Callable[[str], None]) -> None:
+    """Make flock succeed in later child processes even while another process holds the lock, as on another host."""
+    set_flock_error("")

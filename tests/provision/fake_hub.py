@@ -1,4 +1,4 @@
-"""A hub on loopback with one repository, whose content and faults a test sets."""
+"""Provides a hub on loopback with one repository, whose content and faults a test sets."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 class FakeHub:
     """Holds the content and the faults of a hub on loopback with one repository.
 
-    `faults` change its responses: "status" for every request, "tree" the listing, "content" a file, and "cut" the bytes
-    after which the first response for a file ends. `seen` records (method, path, Authorization) of each request.
+    `faults` changes responses by these keys: "status" is the HTTP status of every response, "tree" the text of the
+    listing, "content" {path: bytes sent instead}, and "cut" {path: length of the first response, which ends early}.
+    `seen` records (method, path, Authorization header) of each request.
     """
 
     files: dict[str, bytes]

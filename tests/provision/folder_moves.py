@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def moving(source: Path, volume: Path, variable: str | None = None) -> RelocateStep:
+def relocation_step(source: Path, volume: Path, variable: str | None = None) -> RelocateStep:
     """Return the step that relocates `source` to the hub cache of a root; make the root's marker if it is missing."""
     root = Root(volume)
     if not root.marker.exists():
@@ -30,12 +30,12 @@ def target(step: RelocateStep) -> Path:
 
 
 def leftovers(*folders: Path) -> list[str]:
-    """Return the temporary files and folders of firstlight that are left in the folders."""
+    """Return the paths of firstlight's temporary files and folders below the folders."""
     return [str(path) for folder in folders for path in folder.rglob(".*.firstlight-*")]
 
 
-def refuse(code: int) -> Callable[..., None]:
-    """Return a function that raises an OSError with an errno, whatever its arguments."""
+def raise_errno(code: int) -> Callable[..., None]:
+    """Return a function that accepts any arguments and raises an OSError with the errno `code`."""
 
     def fail(*_: Any) -> None:
         raise OSError(code, os.strerror(code))

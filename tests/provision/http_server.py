@@ -26,7 +26,7 @@ PORTAL = b"<html><head><title>Campus Network Login</title></head><body><form act
 class Fault:
     """Describe a faulty response of a server to each request whose path contains `path`.
 
-    `after` is the number of such requests without the fault, and `times` the number with it (None: all).
+    `after` is the number of such requests before the first fault, and `times` the number of faults (None: no limit).
     `status`, `headers` and `body` replace the response, and `flip` changes all bytes but the first.
     `chunked` is the size of a body without a declared length. `cut` is the size after which the connection ends.
     `stall` and `stall_at`: the server stops after the headers, or after so many bytes, and the client's read times out
@@ -103,7 +103,7 @@ class Played:
 
 
 class Raw:
-    """Runs a script that sends bytes for each connection on a loopback port, until the test ends."""
+    """Listens on a loopback port until the test ends, and calls `script` to send raw bytes on each connection."""
 
     def __init__(self, script: Callable[[Raw, socket.socket], None]) -> None:
         self.over = threading.Event()
@@ -128,9 +128,9 @@ class Raw:
         self.sent += len(text)
 
     def drip(self, line: socket.socket, piece: bytes) -> None:
-        """Send a piece again and again until the client closes the connection; each advances the test's clock by 0.3 s.
+        """Send a piece again and again until the client closes the connection; each one advances `CLOCK` by 0.3 s.
 
-        The clock may advance once more after the client has left, which is too little for a timeout of another client.
+        The clock may advance once more after the client has closed, which is too little for another client's timeout.
         """
         for _ in range(60_000):  # a limit, so that a hanging test ends
             if self.over.is_set() or select.select([line], [], [], 0.01)[0]:
@@ -145,7 +145,7 @@ class Raw:
 
 
 def index(wheels: Iterable[Path], *, hashes: bool = True, as_json: bool = False) -> dict[str, bytes]:
-    """Return the {path: content} of a complete index of wheels: /simple/NAME/ and /files/FILE."""
+    """Return {URL path: content} of an index of wheels: the pages /simple/NAME/ and the files /files/FILE."""
     content: dict[str, bytes] = {}
     rows: dict[str, list[tuple[str, str]]] = {}
     for wheel in wheels:
@@ -166,7 +166,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *_: object) -> None:
-        """Ignore the errors of clients that disconnect early, which the tests cause on purpose."""
+        """Print nothing about clients that disconnect early, which tests do on purpose."""
 
 
 def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)

@@ -17,14 +17,14 @@ REVISION = "1" * 40
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return {path: content} of a saved pipeline."""
+    """Return {relative path: content} of all files in the folder of a saved pipeline."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
 
 
 def entry(path: str, content: bytes) -> dict[str, Any]:
-    """Return the entry of a file in the listing of a hub."""
+    """Return the entry of a file in the JSON listing of a hub; weights also have a sha256 (`lfs`)."""
     row: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
     if path.endswith(".safetensors"):
         row["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
@@ -32,9 +32,9 @@ def entry(path: str, content: bytes) -> dict[str, Any]:
 
 
 def served(repo: str, files: dict[str, bytes], revision: str = REVISION, **changes: Any) -> tuple[Any, Any]:
-    """Return ({path: content}, {path: headers}) of a hub with one repository.
+    """Return ({URL path: content}, {URL path: headers}) of a hub with one repository.
 
-    `changes` are added to every entry of its listing.
+    `changes` are keys and values that replace those in every entry of the repository's listing.
     """
     rows = [{**entry(path, content), **changes} for path, content in files.items()]
     siblings = [{"rfilename": path} for path in files]
@@ -53,7 +53,7 @@ def served(repo: str, files: dict[str, bytes], revision: str = REVISION, **chang
 
 
 def start(play: Any, repo: str, files: dict[str, bytes], *faults: Fault, **changes: Any) -> Played:
-    """Start a hub with one repository."""
+    """Start a hub with one repository and these faults; `changes` are passed to `served`."""
     content, headers = served(repo, files, **changes)
     played: Played = play(content, *faults)
     played.headers = headers
@@ -61,7 +61,7 @@ def start(play: Any, repo: str, files: dict[str, bytes], *faults: Fault, **chang
 
 
 def add(played: Played, repo: str, files: dict[str, bytes]) -> None:
-    """Add a repository to a running hub."""
+    """Add a repository with these files to a running hub."""
     content, headers = served(repo, files)
     played.content |= content
     played.headers |= headers
@@ -70,7 +70,7 @@ def add(played: Played, repo: str, files: dict[str, bytes]) -> None:
 def manifest_entry(
     name: str, repo: str, files: dict[str, bytes], *, variant: str | None = None, pinned: bool = True, extra: str = ""
 ) -> str:
-    """Return an entry of models.toml for files, with their hashes if `pinned`; `extra` is appended as it is."""
+    """Return the TOML entry of a model for models.toml, with sizes and hashes if `pinned`, and `extra` appended."""
     lines = [f'[{name}]\nrepo = "{repo}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"']
     lines += [f'variant = "{variant}"'] if variant else []
     lines += ["files = ["]

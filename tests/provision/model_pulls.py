@@ -1,4 +1,4 @@
-"""Provides a small model, pulls of it, and checks of their results."""
+"""Provides a small model, functions that pull this model, and checks of the pull's result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FILES = {
 
 
 def pull_of(root: Root, url: str, *, pinned: bool = True, trust: bool = False, tokens: tuple[str, ...] = ()) -> Pull:
-    """Return a pull of the model from the hub that HF_ENDPOINT names."""
+    """Return a pull of the model `m` from the single hub at `url`; `trust` accepts hashes of a mirror."""
     path = root.path / "models.toml"
     path.write_text(hub_server.manifest_entry("m", REPO, FILES, pinned=pinned))
     hubs = Hubs(root, {"HF_ENDPOINT": url}, token_hosts=tokens)
@@ -52,20 +52,20 @@ def hubs_of(root: Root, monkeypatch: pytest.MonkeyPatch, mirror: str, official: 
 
 
 def pull_from(root: Root, hubs: Hubs, text: str | None = None, *, pinned: bool = True, trust: bool = False) -> Pull:
-    """Return a pull of the model `m` of a manifest; the default manifest has the model's files."""
+    """Return a pull of the model `m` from several hubs; `text` is the manifest (default: one with FILES)."""
     path = root.path / "models.toml"
     path.write_text(text or hub_server.manifest_entry("m", REPO, FILES, pinned=pinned))
     return Pull(root, "m", manifest.load(path).pick("m"), hubs, trust)
 
 
 def entry_of(*files: str) -> str:
-    """Return a manifest entry of the model with files given as TOML."""
+    """Return the entry of the model `m` in a manifest; each of `files` is an inline table of TOML."""
     head = f'[m]\nrepo = "{REPO}"\nrevision = "{hub_server.REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
     return f"{head}files = [{', '.join(files)}]\n"
 
 
 def run(work: Pull) -> list[tuple[str, int]]:
-    """Run a pull, and return its progress reports as (path, bytes)."""
+    """Run a pull, and return its progress reports as a list of (path, bytes)."""
     reports: list[tuple[str, int]] = []
     work.run(work.plan(), lambda path, count: reports.append((path, count)))
     return reports
@@ -79,12 +79,12 @@ def is_whole(work: Pull) -> bool:
 
 
 def gets(played: Played, path: str) -> int:
-    """Return the number of GET requests whose path contains `path`."""
+    """Return how many GET requests the server got whose path contains `path`."""
     return sum(method == "GET" and path in request_path for method, request_path, _ in played.requests)
 
 
-def quick(health: SourceHealth) -> tuple[list[str], list[float]]:
-    """Skip the waits of a run, and return two lists that it fills: the texts about waits, and the skipped seconds."""
+def skip_waits(health: SourceHealth) -> tuple[list[str], list[float]]:
+    """Make a run skip its waits; return two lists that the run fills: messages about waits, and skipped seconds."""
     texts: list[str] = []
     waits: list[float] = []
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-# File names of any bytes except the two that a name cannot contain.
+# File names of any bytes except the slash and NUL, which a name cannot contain.
 NAMES = st.binary(min_size=1, max_size=60).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in {b".", b".."}
 )
 
 
 def fill(folder: Path) -> dict[str, object]:
-    """Build a tree with unusual names, links, holes, modes and special files, and return its description."""
+    """Build a tree with unusual names, links, holes, modes and special files, and return `read` of it."""
     (folder / "blobs/deep/er").mkdir(parents=True)
     (folder / "empty/folder").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(os.urandom(3_000_000))
@@ -54,7 +54,7 @@ def fill(folder: Path) -> dict[str, object]:
 
 
 def small(folder: Path) -> dict[str, object]:
-    """Build a few files, links and folders, for tests that move hundreds of trees, and return the description."""
+    """Build a few files, links and folders, for tests that move hundreds of trees, and return `read` of the tree."""
     (folder / "blobs/deep").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(os.urandom(2_500_000))
     (folder / "blobs/b").write_bytes(os.urandom(300))
@@ -65,7 +65,11 @@ def small(folder: Path) -> dict[str, object]:
 
 
 def read(folder: Path) -> dict[str, object]:
-    """Return {relative path: (kind, mode, owner, content, time, attributes, first hard link)} of a tree."""
+    """Return {relative path: (kind, mode, owner, content, time, attributes, first hard link)} of a tree.
+
+    The content is the SHA-256 of a file or the target of a link. The time is in nanoseconds, and None for a folder.
+    The last value is the first path of the same inode, or None for an entry with one name.
+    """
     first: dict[int, str] = {}
     entries: dict[str, object] = {}
     for path in sorted(folder.rglob("*"), key=os.fsencode):
@@ -87,7 +91,7 @@ def read(folder: Path) -> dict[str, object]:
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Return {relative path: hash of the content, or target} of the files and links of a tree."""
+    """Return {relative path: SHA-256 of a file, or target of a link} of a tree."""
     return {
         name: entry[3]
         for name, entry in read(folder).items()

@@ -1,4 +1,4 @@
-"""Runs `provision` in this process, which avoids the start of an interpreter in tests that do not need one."""
+"""Runs `provision` in the process of the test, which saves the start of an interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from provision.cli import main
 from tests.conftest import CHECKOUT
 
-# This command replaces its process (exec), so it needs its own one.
+# `env run` replaces its process (exec), so it needs a process of its own.
 REPLACES_ITS_PROCESS = ("env", "run")
 
 

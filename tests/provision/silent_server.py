@@ -13,14 +13,14 @@ from tests.clock import Standing
 if TYPE_CHECKING:
     import pytest
 
-# {port of a server: the ports of the clients to which it has stopped sending}
+# {port of a server: ports of the clients to which this server has stopped sending}.
 SILENT: dict[int, set[int]] = {}
 # The clock of `body.StallTimeout`, which `Raw.drip` advances.
 CLOCK = Standing()
-_GUARD_SECONDS = 600.0  # the timeout against a hang; no test asserts on it
+_GUARD_SECONDS = 600.0  # ends a hanging test; no test asserts on this value
 
 
-def own(monkeypatch: pytest.MonkeyPatch) -> None:
+def replace_read_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the read timeout of sockets in this process.
 
     A read from a test server waits for data, however slow the machine is. After the server has stopped sending on the

@@ -1,4 +1,4 @@
-"""Tests the bootstrap in its own checkout, with a real venv, a real pip and a small toolbox."""
+"""Tests provision/bootstrap.py in a checkout of its own, with a real venv, a real pip and a small toolbox."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def repack(folder: Path, name: str) -> Path:
-    """Build the wheel of an installed package of the toolbox from its RECORD."""
+    """Build the wheel of an installed package from the files in its RECORD, and return the wheel's path."""
     package = metadata.distribution(name)
     wheel = folder / f"{name}-{package.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -42,7 +42,7 @@ def repack(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a checkout for the module; its tests build the toolbox once and leave it repaired."""
+    """Make a checkout for the tests of this file, which build its toolbox once and leave the toolbox complete."""
     checkout = tmp_path_factory.mktemp("checkout")
     (checkout / "envs/toolbox").mkdir(parents=True)
     (checkout / "wheels").mkdir()
@@ -58,7 +58,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bootstrap(
     checkout: Path, *words: str, python: str = sys.executable, isolated: bool = False, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the bootstrap as a user does, or with `isolated` (-I) as make does."""
+    """Run bootstrap.py with added variables, as a user does, or with `isolated` (python -I) as make does."""
     added = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")} | variables
     argv = [python, *(["-I"] if isolated else []), str(checkout / "provision/bootstrap.py"), *words]
     env = dict(os.environ) | added
@@ -66,7 +66,7 @@ def bootstrap(
 
 
 def copy_of(built: Path, target: Path) -> Path:
-    """Copy the checkout without its toolbox; its commands print their arguments."""
+    """Copy the checkout without its toolbox, and return the copy, whose commands print their arguments."""
     shutil.copytree(built, target, ignore=shutil.ignore_patterns(".venv"))
     for package in ("provision", "bench"):
         (target / package / "cli").mkdir(parents=True)
@@ -75,11 +75,11 @@ def copy_of(built: Path, target: Path) -> Path:
 
 
 def runs(checkout: Path, code: str) -> bool:
-    """Return whether code runs under the python of the toolbox without an error."""
+    """Return whether the toolbox's Python runs the code without an error."""
     return subprocess.run([checkout / ".venv/bin/python", "-c", code], check=False).returncode == 0
 
 
-def test_second_run_checks_the_toolbox_and_changes_nothing(built: Path) -> None:
+def test_second_run_of_the_bootstrap_checks_the_toolbox_and_changes_nothing(built: Path) -> None:
     first = bootstrap(built)
     assert first.returncode == 0, first.stderr
     assert "bootstrap: installing the toolbox into .venv (requirements.lock, every hash checked)\n" in first.stderr
@@ -98,7 +98,7 @@ def test_toolbox_of_dev_lock_also_satisfies_requirements_lock(built: Path) -> No
 
 
 @pytest.mark.parametrize("deleted", ["bin/python", "site:one/data.txt", "site:one-1.0.dist-info"])
-def test_deleted_file_is_restored(built: Path, deleted: str) -> None:
+def test_deleted_file_of_the_toolbox_is_restored_by_the_next_run(built: Path, deleted: str) -> None:
     assert bootstrap(built).returncode == 0
     site = next((built / ".venv/lib").glob("python*/site-packages"))
     path = site / deleted.removeprefix("site:") if deleted.startswith("site:") else built / ".venv" / deleted
@@ -112,7 +112,7 @@ def test_deleted_file_is_restored(built: Path, deleted: str) -> None:
     assert runs(built, "import one; assert one.x == 1")
 
 
-def test_wrong_hash_is_rejected_and_the_next_run_repairs(tmp_path: Path, built: Path) -> None:
+def test_wrong_hash_in_the_lock_is_rejected_and_a_run_with_the_right_lock_succeeds(tmp_path: Path, built: Path) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
     lock = checkout / "envs/toolbox/requirements.lock"
     correct = lock.read_text()
@@ -126,8 +126,8 @@ def test_wrong_hash_is_rejected_and_the_next_run_repairs(tmp_path: Path, built: 
     assert runs(checkout, "import one")
 
 
-def test_unfinished_run_is_started_again(tmp_path: Path, built: Path) -> None:
-    """Leave an unfinished toolbox that has a python without pip and none of the locked packages."""
+def test_unfinished_toolbox_of_an_earlier_run_is_built_again(tmp_path: Path, built: Path) -> None:
+    """Leave a toolbox with Python and firstlight's marker, without pip and without any locked package."""
     checkout = copy_of(built, tmp_path / "checkout")
     venv = checkout / ".venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
@@ -137,7 +137,9 @@ def test_unfinished_run_is_started_again(tmp_path: Path, built: Path) -> None:
     assert runs(checkout, "import one")
 
 
-def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_interrupted_bootstrap_ends_its_child_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
     """Start a child and a grandchild, as `provision.installers.uv` is a child that starts uv; both must end."""
     pids = tmp_path / "pids"
     code = (
@@ -169,7 +171,7 @@ def test_interrupted_run_ends_its_child_processes(tmp_path: Path, monkeypatch: p
         psutil.Process(grandchild).wait(600)  # init reaps the orphan, perhaps later
 
 
-def test_error_message_contains_no_secret(tmp_path: Path) -> None:
+def test_error_of_the_bootstrap_contains_no_password_and_no_token(tmp_path: Path) -> None:
     """Fail like pip, which quotes the settings line that it cannot read; the line may contain a password."""
     code = "raise SystemExit('index-url = https://user:s3cretpw@pkgs.example/simple hf_" + "a" * 20 + "')"
     with pytest.raises(bootstrap_wait.BootstrapError) as caught:
@@ -180,8 +182,8 @@ def test_error_message_contains_no_secret(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/a\nb", "/a ", "/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "/a\\b", "/a b"])
-def test_path_line_adds_a_checkout_with_any_name_to_sys_path(path: str) -> None:
-    """Read the line like the module `site`: execute it if it begins with `import`, else take it as a folder."""
+def test_path_line_of_the_toolbox_adds_a_checkout_with_any_name_to_sys_path(path: str) -> None:
+    """Use the line like the module `site`: execute a line that begins with `import`, else add the line as a folder."""
     (line,) = bootstrap_module._path_line(path).splitlines()
     if line.startswith("import "):
         before, added = list(sys.path), list(sys.path)
@@ -205,7 +207,9 @@ def test_venv_not_made_by_firstlight_is_not_changed(tmp_path: Path, built: Path)
     assert (checkout / ".venv/precious").read_text() == "mine"
 
 
-def test_python_without_venv_yields_one_line_with_the_package_to_install(tmp_path: Path, built: Path) -> None:
+def test_bootstrap_with_a_python_without_venv_prints_one_line_with_the_package_to_install(
+    tmp_path: Path, built: Path
+) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
     site = next((tmp_path / "bare/lib").glob("python*/site-packages"))
@@ -216,7 +220,9 @@ def test_python_without_venv_yields_one_line_with_the_package_to_install(tmp_pat
     assert "apt-get install python3." in line
 
 
-def test_settings_that_change_the_installation_have_no_effect(tmp_path: Path, home: Path, built: Path) -> None:
+def test_users_settings_that_change_an_installation_have_no_effect_on_the_bootstrap(
+    tmp_path: Path, home: Path, built: Path
+) -> None:
     checkout = copy_of(built, tmp_path / "checkout")
     shadows = tmp_path / "path"
     shadows.mkdir()
@@ -279,7 +285,7 @@ def test_settings_that_change_the_installation_have_no_effect(tmp_path: Path, ho
     assert completed.stdout == "provision a b\n"
 
 
-def test_commands_start_in_a_folder_with_special_characters(tmp_path: Path, built: Path) -> None:
+def test_commands_of_the_toolbox_start_in_a_folder_with_special_characters(tmp_path: Path, built: Path) -> None:
     """Use a path with a space, quotes, a dollar, a non-ASCII letter, and more than the 127 characters of a #! line."""
     checkout = copy_of(built, tmp_path / ("x" * 120) / 'it\'s a $HOME; "ü"')
     links = str(built / "wheels")  # pip accepts no find-links path with a space
@@ -303,7 +309,7 @@ def test_command_script_of_an_older_toolbox_is_replaced(built: Path) -> None:
 
 
 class Stderr(io.StringIO):
-    """Records the output, and creates the file `go` at the first write, which lets the running program end."""
+    """Records the output, and makes the file `go` at the first write, which lets the child program end."""
 
     def __init__(self, go: Path, is_terminal: bool) -> None:
         super().__init__()
@@ -318,7 +324,7 @@ class Stderr(io.StringIO):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_long_run_shows_written_and_expected_bytes(
+def test_long_installation_shows_its_written_and_expected_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
 ) -> None:
     go = tmp_path / "go"
@@ -344,7 +350,7 @@ def test_long_run_shows_written_and_expected_bytes(
     assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the live counter is erased, a plain line stays"
 
 
-def test_unknown_argument_is_rejected(built: Path) -> None:
+def test_unknown_argument_of_the_bootstrap_is_rejected(built: Path) -> None:
     completed = bootstrap(built, "--nonsense")
     assert completed.returncode == 2
     assert "--nonsense" in completed.stderr

@@ -50,23 +50,23 @@ EVERY_FEATURE = replace(
 
 
 def marked(folder: Path) -> Root:
-    """Return a root in a folder, with its marker."""
+    """Make a root with its marker in a folder, and return the root."""
     root = Root(folder / "root")
     VolumeStep(root, [], Journal(root.journal)).apply()
     return root
 
 
-def test_table_names_every_limit_of_the_mounts() -> None:
+def test_table_of_expected_features_has_every_limit_of_limited_fs() -> None:
     assert set(FEATURE_OF_LIMIT) == set(limited_fs.LIMITS)
 
 
-def test_mount_without_limits_has_every_feature(limited: Limited) -> None:
+def test_probe_of_a_mount_without_limits_finds_every_feature(limited: Limited) -> None:
     tested = asdict(capabilities.probe(limited()))
     assert tested == asdict(EVERY_FEATURE)
 
 
 @pytest.mark.parametrize("limit", FEATURE_OF_LIMIT)
-def test_probe_finds_each_limit_and_no_other(limited: Limited, limit: str) -> None:
+def test_probe_of_a_mount_with_one_limit_finds_that_limit_and_no_other(limited: Limited, limit: str) -> None:
     folder = limited(limit)
     tested = asdict(capabilities.probe(folder))
     feature, value = FEATURE_OF_LIMIT[limit]
@@ -77,8 +77,8 @@ def test_probe_finds_each_limit_and_no_other(limited: Limited, limit: str) -> No
     assert list(folder.iterdir()) == []
 
 
-def test_probe_finds_the_units_and_fixed_modes_of_ntfs(tmp_path: Path) -> None:
-    """Mount a real NTFS; without the option `permissions` it has fixed modes and owners."""
+def test_probe_of_ntfs_finds_fixed_modes_and_times_in_units_of_100_ns(tmp_path: Path) -> None:
+    """Mount a real NTFS without the option `permissions`, so that its modes and owners are fixed."""
     if not shutil.which("mkfs.ntfs") or not shutil.which("ntfs-3g"):
         pytest.skip("ntfs-3g is not installed")
     image, point = tmp_path / "image", tmp_path / "ntfs"
@@ -95,7 +95,7 @@ def test_probe_finds_the_units_and_fixed_modes_of_ntfs(tmp_path: Path) -> None:
     assert (tested.modes, tested.owners, tested.mtime_ns) == (False, False, 100)
 
 
-def test_leftover_of_a_killed_probe_is_deleted_after_an_hour(tmp_path: Path) -> None:
+def test_probe_deletes_the_folder_of_a_killed_probe_after_an_hour(tmp_path: Path) -> None:
     old, new = tmp_path / ".firstlight-probe-old", tmp_path / ".firstlight-probe-new"
     for folder in (old, new):
         folder.mkdir()
@@ -105,7 +105,7 @@ def test_leftover_of_a_killed_probe_is_deleted_after_an_hour(tmp_path: Path) -> 
     assert list(tmp_path.glob(".firstlight-probe-*")) == [new]
 
 
-def test_times_are_the_same_within_the_unit_of_the_file_system() -> None:
+def test_times_that_differ_by_less_than_the_unit_of_the_file_system_are_the_same() -> None:
     seconds = KeptMetadata(mtime_ns=10**9)
     assert seconds.is_same_time(5_900_000_000, 5_000_000_000)
     assert not seconds.is_same_time(6_000_000_000, 5_000_000_000)
@@ -114,7 +114,7 @@ def test_times_are_the_same_within_the_unit_of_the_file_system() -> None:
     assert KeptMetadata(mtime_ns=0).is_same_time(5, 10**12)
 
 
-def test_mount_is_the_innermost_and_the_last_of_a_mount_point(tmp_path: Path) -> None:
+def test_mount_of_a_folder_is_the_innermost_one_and_the_last_one_at_its_mount_point(tmp_path: Path) -> None:
     table = tmp_path / "mountinfo"
     table.write_text(
         "1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda rw\n"
@@ -132,7 +132,9 @@ def test_mount_is_the_innermost_and_the_last_of_a_mount_point(tmp_path: Path) ->
     assert mount_of(tmp_path, tmp_path / "absent") is None
 
 
-def test_features_are_tested_once_for_a_mount(limited: Limited, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_a_mount_are_probed_once_and_then_read_from_the_record(
+    limited: Limited, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = marked(limited("no-hardlink"))
     assert volume_capabilities.recorded(root) == volume_capabilities.ensure(root)
 
@@ -143,7 +145,7 @@ def test_features_are_tested_once_for_a_mount(limited: Limited, monkeypatch: pyt
     assert volume_capabilities.ensure(root).hardlink is False
 
 
-def test_features_are_tested_again_on_another_host_or_mount(
+def test_recorded_features_do_not_apply_on_another_host_or_mount(
     tmp_path: Path, limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = marked(limited("no-hardlink"))
@@ -152,14 +154,14 @@ def test_features_are_tested_again_on_another_host_or_mount(
         assert volume_capabilities.recorded(root) is None
         volume_capabilities.ensure(root)
         assert volume_capabilities.recorded(root) is not None
-    assert volume_capabilities.recorded(root) is not None  # the entry of this host has stayed
+    assert volume_capabilities.recorded(root) is not None  # the other host keeps the entry of this host
     copy = tmp_path / "copy"
     shutil.copytree(root.path, copy)
     assert volume_capabilities.recorded(Root(copy)) is None
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1, "hosts": []}', '{"schema": 2, "hosts": {}}'])
-def test_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
+def test_damaged_record_of_features_is_ignored_and_written_anew(tmp_path: Path, text: str) -> None:
     root = marked(tmp_path)
     root.capabilities.write_text(text)
     assert volume_capabilities.recorded(root) is None
@@ -167,7 +169,7 @@ def test_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
     assert volume_capabilities.recorded(root) is not None
 
 
-def test_doctor_names_each_missing_feature_with_its_cost(home: Path, limited: Limited) -> None:
+def test_doctor_names_each_missing_feature_of_a_volume_with_its_consequence(home: Path, limited: Limited) -> None:
     folder = limited("no-hardlink", "no-flock", "no-xattr", "fixed-modes", "owner", "two-seconds", "caseless")
     completed = provision("doctor", "--root", folder)
     lines = completed.stdout.splitlines()
@@ -184,7 +186,7 @@ def test_doctor_names_each_missing_feature_with_its_cost(home: Path, limited: Li
     assert list(folder.iterdir()) == []
 
 
-def test_doctor_and_status_write_nothing_on_a_marked_volume(home: Path, limited: Limited, envs: Path) -> None:
+def test_doctor_and_status_write_nothing_on_a_volume_that_is_set_up(home: Path, limited: Limited, envs: Path) -> None:
     root = marked(limited())
     (home / "host.toml").write_text("models = []\nrelocate = []\n")
     before = {path: path.stat().st_mtime_ns for path in (root.path, *root.path.rglob("*"))}

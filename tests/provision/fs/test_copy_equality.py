@@ -1,4 +1,4 @@
-"""The comparison by which a verified copy may be taken for its original."""
+"""Tests the comparison of a copy with its original, before the original is deleted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     [lambda _: None, lambda path: path.mkdir(), os.mkfifo, lambda path: path.symlink_to("file")],
     ids=["absent", "folder", "fifo", "link"],
 )
-def test_copy_that_is_absent_or_of_another_kind_is_not_equal(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_absent_copy_or_copy_of_another_kind_is_not_equal_to_the_file(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
     for name in ("original", "copy"):
         (tmp_path / name).mkdir()
     (tmp_path / "original/file").write_text("years of work")

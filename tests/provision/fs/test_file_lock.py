@@ -1,4 +1,4 @@
-"""The file lock: flock and lease together, and the lease alone where flock fails or excludes no other host."""
+"""Tests the file lock: flock and lease together, and the lease alone where flock fails or excludes no other host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TestFileLock:
-    def test_both_flock_and_lease_exclude(self, tmp_path: Path) -> None:
+    def test_file_lock_excludes_a_process_that_uses_flock_only_and_a_second_file_lock(self, tmp_path: Path) -> None:
         import filelock
 
         lock = FileLock(tmp_path / "lock")
@@ -33,7 +33,9 @@ class TestFileLock:
             assert not held.is_undecided
             assert claims(tmp_path / "lock") == []
 
-    def test_lease_excludes_where_flock_is_granted_to_every_process(self, tmp_path: Path, local_flock: None) -> None:
+    def test_lease_excludes_a_second_process_where_flock_succeeds_for_every_process(
+        self, tmp_path: Path, local_flock: None
+    ) -> None:
         lock = tmp_path / "lock"
         with holder(lock):
             code = HOLDER.partition("sys.stdin")[0]
@@ -43,10 +45,10 @@ class TestFileLock:
             assert done.stdout == "False\n"
 
     @pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
-    def test_lock_file_of_a_host_with_flock_is_no_held_lock(
-        self, tmp_path: Path, shim: Callable[[str], None], code: str
+    def test_lock_file_left_by_a_host_with_flock_does_not_block_a_host_without_flock(
+        self, tmp_path: Path, set_flock_error: Callable[[str], None], code: str
     ) -> None:
-        shim(code)
+        set_flock_error(code)
         lock = tmp_path / "volume/lock"
         lock.parent.mkdir()
         lock.touch()
@@ -58,13 +60,13 @@ class TestFileLock:
         subprocess.run([sys.executable, "-W", "error", "-c", program, str(lock)], cwd=CHECKOUT, check=True)
         assert list(lock.parent.iterdir()) == [lock]
 
-    def test_folder_on_this_disk_has_flock(self, tmp_path: Path) -> None:
+    def test_flock_is_detected_in_a_local_folder_and_leaves_no_file(self, tmp_path: Path) -> None:
         folder = tmp_path / "volume"
         folder.mkdir()
         assert has_flock(folder)
         assert list(folder.iterdir()) == []
 
-    def test_exclusive_lock_leaves_no_claim(self, tmp_path: Path) -> None:
+    def test_exclusive_lock_removes_its_claim_at_its_end(self, tmp_path: Path) -> None:
         with exclusive_lock(tmp_path / "a.json"):
             assert claims(tmp_path / ".a.json.lock") == [".a.json.lock.lease-1"]
         assert claims(tmp_path / ".a.json.lock") == []

@@ -1,4 +1,4 @@
-"""The lease: claims of ended, silent, renewed and suspended processes, with a clock that the tests set."""
+"""Tests leases whose holder has ended, does not renew, renews or is suspended, with a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from provision.fs.file_lock import FileLock
 from provision.fs.lease import EXPIRY_SECONDS, Holder, Lease, read_holder
 from provision.fs.process_identity import Life
 from tests.conftest import CHECKOUT
-from tests.provision.claims import FAR, HOLDER, Clock, claims, holder, interrupt, wait_in_steps, write_claim
+from tests.provision.claims import FAR, HOLDER, Clock, claims, holder, run_before_method, wait_in_steps, write_claim
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 class TestExpiry:
-    def test_silent_claim_of_another_host_expires(self, tmp_path: Path) -> None:
+    def test_claim_of_another_host_that_is_not_renewed_expires_after_120_seconds(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         write_claim(lock, FAR)
         lease = Lease(lock, clock)
@@ -51,7 +51,7 @@ class TestExpiry:
             assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
             assert lease.is_undecided == (renewals == 0)
 
-    def test_suspension_of_the_waiting_process_is_no_silence_of_the_holder(self, tmp_path: Path) -> None:
+    def test_time_in_which_the_waiting_process_is_suspended_does_not_count_towards_expiry(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         write_claim(lock, FAR)
         lease = Lease(lock, clock)
@@ -62,7 +62,7 @@ class TestExpiry:
         lease.release()
 
     @pytest.mark.parametrize("record", [b"", b"{", b"[1]", b'{"pid": 1}'], ids=["empty", "cut", "a list", "no token"])
-    def test_claim_with_an_unreadable_record_expires(self, tmp_path: Path, record: bytes) -> None:
+    def test_claim_with_an_unreadable_record_expires_after_120_seconds(self, tmp_path: Path, record: bytes) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         (tmp_path / "lock.lease-1").write_bytes(record)
         lease = Lease(lock, clock)
@@ -71,7 +71,7 @@ class TestExpiry:
         assert "another run" in lease.taken_over[0]
         lease.release()
 
-    def test_claim_that_another_one_replaces_is_observed_anew(self, tmp_path: Path) -> None:
+    def test_new_claim_in_the_place_of_an_older_one_restarts_the_time_to_expiry(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         write_claim(lock, FAR).unlink()
         lease = Lease(lock, clock)
@@ -95,14 +95,14 @@ class TestEndedProcess:
             assert "has ended without releasing it" in taker.lease.taken_over[0]
             taker.release()
 
-    def test_zombie_has_ended(self, tmp_path: Path) -> None:
+    def test_claim_of_a_zombie_process_is_taken_over_at_once(self, tmp_path: Path) -> None:
         lock = tmp_path / "lock"
         with holder(lock) as process:
             process.kill()
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the process stays a zombie
             assert FileLock(lock).take()
 
-    def test_reused_pid_has_ended(self, tmp_path: Path) -> None:
+    def test_process_whose_pid_was_reused_counts_as_ended(self, tmp_path: Path) -> None:
         with subprocess.Popen(["sleep", "600"]) as process:
             here = process_identity.current()
             start = process_identity._start(process.pid)
@@ -112,8 +112,8 @@ class TestEndedProcess:
             process.kill()
         assert replace(here, pid=process.pid, start=start).life() is Life.ENDED
 
-    def test_claim_that_this_process_did_not_take_has_ended(self, tmp_path: Path) -> None:
-        """An earlier program with this pid has left it: after an exec, and in a container where every run is pid 1."""
+    def test_claim_of_an_earlier_program_with_the_same_pid_is_taken_over_at_once(self, tmp_path: Path) -> None:
+        """Leave a claim with the pid of this process, as before an exec, or in a container where each run is pid 1."""
         lock = tmp_path / "lock"
         write_claim(lock, process_identity.current())
         lease = Lease(lock)
@@ -121,15 +121,17 @@ class TestEndedProcess:
         assert not Lease(lock).take(), "its own lease is held"
         lease.release()
 
-    def test_pid_of_another_namespace_proves_nothing(self, tmp_path: Path) -> None:
-        """Two containers of one machine share the boot id and often the host name."""
+    def test_life_of_a_process_in_another_pid_namespace_is_unknown(self, tmp_path: Path) -> None:
+        """Compare namespaces, because two containers of one machine share the boot id and often the host name."""
         here = process_identity.current()
         assert replace(here, pid=2**22 + 1).life() is Life.ENDED
         assert replace(here, pid=2**22 + 1, namespace="1").life() is Life.UNKNOWN
         assert replace(here, namespace="").life() is Life.UNKNOWN
 
-    def test_rebooted_host_has_ended_its_processes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The same name is not enough: hosts of one image share it."""
+    def test_process_from_before_a_reboot_has_ended_only_if_host_name_and_machine_id_match(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Compare machine ids, too, because hosts that are made from one image have the same name."""
         here = replace(process_identity.current(), boot="b", namespace="n", machine="m")
         monkeypatch.setattr(process_identity, "_host_values", lambda: ("b", "n", "m"))
         assert replace(here, boot="before").life() is Life.ENDED
@@ -139,7 +141,9 @@ class TestEndedProcess:
         assert replace(here, boot="").life() is Life.UNKNOWN
 
     @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="makes a pid namespace, as root on Linux")
-    def test_running_process_of_another_container_is_left_alone(self, tmp_path: Path, no_flock: None) -> None:
+    def test_claim_of_a_running_process_in_another_container_is_not_taken_over(
+        self, tmp_path: Path, no_flock: None
+    ) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         with holder(lock, "unshare", "--pid", "--fork", "--mount-proc", "--uts"):
             identity = read_holder(lock)
@@ -152,8 +156,8 @@ class TestEndedProcess:
 
 
 class TestTakeover:
-    def test_of_two_processes_one_takes_a_dead_lease(self, tmp_path: Path) -> None:
-        """Let the second act between any two file operations of the first."""
+    def test_expired_lease_is_taken_by_only_one_of_two_processes_that_try_at_once(self, tmp_path: Path) -> None:
+        """Let the second process act between any two file operations of the first process."""
         lock = tmp_path / "lock"
         for method in ("_create", "_confirm", "_read_claims"):
             for other_acts in (("take",), ("take", "release")):
@@ -166,7 +170,7 @@ class TestTakeover:
                     clock.now += 1
                     second.is_free()
                     first.is_free()
-                interrupt(first, method, [getattr(second, act) for act in other_acts])
+                run_before_method(first, method, [getattr(second, act) for act in other_acts])
                 taken = [first.take(), second._claim is not None]
                 assert sum(taken) <= 1, (method, other_acts)
                 if "release" not in other_acts:
@@ -176,17 +180,19 @@ class TestTakeover:
                 for name in claims(lock):
                     (tmp_path / name).unlink()
 
-    def test_holder_that_is_renewed_at_the_last_instant_keeps_its_lease(self, tmp_path: Path) -> None:
+    def test_claim_that_is_renewed_just_before_its_expiry_is_not_taken_over(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         write_claim(lock, FAR)
         lease = Lease(lock, clock)
         assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
         clock.now += 1
-        interrupt(lease, "_confirm", [lambda: write_claim(lock, FAR, renewals=7)])
+        run_before_method(lease, "_confirm", [lambda: write_claim(lock, FAR, renewals=7)])
         assert not lease.take()
         assert claims(lock) == ["lock.lease-1"]
 
-    def test_one_of_many_processes_takes_the_lock_at_a_time(self, tmp_path: Path, no_flock: None) -> None:
+    def test_only_one_of_four_processes_holds_the_lock_at_a_time_without_flock(
+        self, tmp_path: Path, no_flock: None
+    ) -> None:
         """Four processes increase a number in a file, ten times each."""
         program = (
             "import sys\nfrom pathlib import Path\nfrom provision.fs.file_lock import exclusive_lock\n"
@@ -206,7 +212,7 @@ class TestTakeover:
         assert path.read_text() == "40"
         assert [item.name for item in folder.iterdir()] == ["count"], "without flock no lock file remains"
 
-    def test_claim_is_removed_if_the_lease_cannot_be_taken(
+    def test_claim_is_removed_if_a_disk_error_prevents_the_lease(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         lock = tmp_path / "lock"
@@ -222,7 +228,7 @@ class TestTakeover:
 
 
 class TestLostLease:
-    def test_holder_whose_claim_was_deleted_stops(self, tmp_path: Path) -> None:
+    def test_holder_whose_claim_was_replaced_by_another_gets_a_lost_lock_error(self, tmp_path: Path) -> None:
         lock = tmp_path / "lock"
         lease = Lease(lock)
         assert lease.take()
@@ -238,7 +244,7 @@ class TestLostLease:
         lease.release()
         assert successor.read_bytes() == before
 
-    def test_late_holder_renews_its_lease(self, tmp_path: Path) -> None:
+    def test_holder_that_renews_late_keeps_its_lease_if_no_other_process_took_over(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         lease = Lease(lock, clock)
         assert lease.take()
@@ -250,7 +256,7 @@ class TestLostLease:
         assert len(after) == len(before)
         lease.release()
 
-    def test_late_holder_stops_if_another_process_takes_over(self, tmp_path: Path) -> None:
+    def test_holder_that_renews_late_gets_a_lost_lock_error_if_another_process_took_over(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         lease = Lease(lock, clock)
         assert lease.take()
@@ -262,7 +268,7 @@ class TestLostLease:
         lease.release()
 
     @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a file system, as root on Linux")
-    def test_holder_that_cannot_write_for_long_stops(self, tmp_path: Path) -> None:
+    def test_holder_that_cannot_renew_for_half_of_the_expiry_time_gets_a_lost_lock_error(self, tmp_path: Path) -> None:
         volume = tmp_path / "volume"
         volume.mkdir()
         subprocess.run(["mount", "-t", "tmpfs", "none", volume], check=True)
@@ -281,7 +287,7 @@ class TestLostLease:
         finally:
             subprocess.run(["umount", volume], check=True)
 
-    def test_full_disk_does_not_prevent_a_renewal(self, tmp_path: Path) -> None:
+    def test_lease_is_renewed_on_a_full_disk(self, tmp_path: Path) -> None:
         if sys.platform != "linux" or os.geteuid() != 0:
             pytest.skip("mounts a file system, as root on Linux")
         volume = tmp_path / "volume"
@@ -299,7 +305,9 @@ class TestLostLease:
             subprocess.run(["umount", volume], check=True)
 
     @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="makes a pid namespace, as root on Linux")
-    def test_resumed_process_notices_that_it_lost_the_lock(self, tmp_path: Path, no_flock: None) -> None:
+    def test_holder_that_is_resumed_after_a_takeover_gets_a_lost_lock_error(
+        self, tmp_path: Path, no_flock: None
+    ) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         code = HOLDER.replace(
             "lock.require()",
@@ -324,13 +332,13 @@ class TestLostLease:
         successor.release()
 
 
-def test_record_has_the_identity_of_its_process() -> None:
+def test_record_of_a_claim_has_the_identity_of_its_process() -> None:
     identity = process_identity.current()
     row = json.loads(Holder(identity, "t", "then").to_bytes(3))
     assert row == {**asdict(identity), "token": "t", "started": "then", "renewals": "000000000003"}
 
 
-def test_process_that_is_killed_before_its_claim_exists_blocks_no_other(tmp_path: Path) -> None:
+def test_process_killed_before_its_claim_exists_blocks_no_other_process(tmp_path: Path) -> None:
     folder = tmp_path / "locks"
     folder.mkdir()
     lock = folder / "lock"
@@ -342,5 +350,7 @@ def test_process_that_is_killed_before_its_claim_exists_blocks_no_other(tmp_path
     assert len(list(folder.iterdir())) == 1
     lease = Lease(lock)
     assert lease.take()
-    assert [path.name for path in folder.iterdir()] == ["lock.lease-1"], "the rest of the killed process is deleted"
+    assert [path.name for path in folder.iterdir()] == ["lock.lease-1"], (
+        "the temporary file of the killed process is deleted"
+    )
     lease.release()

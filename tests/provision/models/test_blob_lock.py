@@ -1,4 +1,4 @@
-"""Tests the lock of a blob in a pull: a silent host loses it, and a pull that lost it places no blob."""
+"""Tests blob locks: a lock that is not renewed is taken over, and a pull that lost its lock stores no blob."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 
-def test_lock_of_a_silent_host_is_taken_over_and_reported(root: Root, play: Any) -> None:
+def test_blob_lock_that_another_host_does_not_renew_is_taken_over_and_reported(root: Root, play: Any) -> None:
     played = hub_server.start(play, REPO, FILES)
     work = pull_of(root, played.url)
     plan = work.plan()
@@ -39,7 +39,7 @@ def test_lock_of_a_silent_host_is_taken_over_and_reported(root: Root, play: Any)
     assert claims(lock) == []
 
 
-def test_pull_that_lost_its_locks_places_no_blob(root: Root, play: Any) -> None:
+def test_pull_that_lost_its_blob_locks_fails_and_places_no_file_in_the_snapshot(root: Root, play: Any) -> None:
     played = hub_server.start(play, REPO, FILES)
     work = pull_of(root, played.url)
 

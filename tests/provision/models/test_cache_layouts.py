@@ -1,4 +1,4 @@
-"""Tests hub caches as they come: real files, the shared store, gone homes, lost refs, unfinished files, former ids."""
+"""Tests hub caches in unusual states: real files, a shared store, links into lost homes, lost refs, former ids."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def root(tmp_path: Path) -> Root:
 
 @pytest.fixture
 def hub(play: Any) -> Played:
-    """Start a hub with the model."""
+    """Start a hub with the files of the model `m`."""
     played: Played = hub_server.start(play, REPO, FILES)
     return played
 
 
 @pytest.fixture
 def entries(root: Root) -> Manifest:
-    """Return a manifest with the model, which had another id."""
+    """Return a manifest with the model `m`, whose repository has a former id."""
     path = root.path / "models.toml"
     path.write_text(hub_server.manifest_entry("m", REPO, FILES, extra=f'aliases = ["{FORMER}"]\n'))
     return manifest.load(path)
@@ -69,7 +69,7 @@ def repo_of(root: Root) -> Path:
 
 
 def disk_bytes(folder: Path) -> int:
-    """Return the bytes of the files below a folder, without locks and records of the store; hard links count once."""
+    """Return the total bytes of the regular files below a folder; hard links of one file count once."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return sum({path.stat().st_ino: path.stat().st_size for path in files}.values())
 
@@ -87,7 +87,7 @@ def states(work: Pull) -> set[str]:
 
 
 def publish(root: Root, repo: str) -> Path:
-    """Move the weights of a repository into the shared store with huggingface_hub's own code; return the payload."""
+    """Move the weights of a repository into the shared store with huggingface_hub's code; return the stored file."""
     xet_hash = "ab" * 32
     is_published = _shared_blobs.publish_blob_to_shared_store(
         blob_path=str(root.hub / cache_folder(repo) / "blobs" / DIGEST),
@@ -100,7 +100,7 @@ def publish(root: Root, repo: str) -> Path:
 
 
 @pytest.mark.parametrize("with_blobs", [True, False])
-def test_snapshot_of_real_files_is_used_and_removed(
+def test_snapshot_of_real_files_is_used_without_a_download_and_can_be_removed(
     root: Root, entries: Manifest, hub: Played, with_blobs: bool
 ) -> None:
     work = pull_of(root, entries, hub)
@@ -119,7 +119,9 @@ def test_snapshot_of_real_files_is_used_and_removed(
     assert not work.folder.exists()
 
 
-def test_cache_without_links_of_the_client_is_removed(root: Root, entries: Manifest, hub: Played) -> None:
+def test_cache_that_huggingface_hub_filled_without_links_can_be_removed(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     code = (
         "from huggingface_hub import snapshot_download; "
         f"snapshot_download({REPO!r}, revision={REVISION!r}, cache_dir={str(root.hub)!r})"
@@ -134,7 +136,9 @@ def test_cache_without_links_of_the_client_is_removed(root: Root, entries: Manif
     assert not work.folder.exists()
 
 
-def test_remove_frees_a_payload_that_no_other_repository_links(root: Root, entries: Manifest, hub: Played) -> None:
+def test_remove_deletes_a_file_of_the_shared_store_only_if_no_other_repository_links_to_it(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     run(pull_of(root, entries, hub))
     other = root.hub / "models--some--other"
     (other / "blobs").mkdir(parents=True)
@@ -156,7 +160,9 @@ def test_remove_frees_a_payload_that_no_other_repository_links(root: Root, entri
     assert not payload.with_name(f"{payload.name}.refs").exists()
 
 
-def test_store_without_the_mark_of_the_client_is_left_alone(root: Root, entries: Manifest, hub: Played) -> None:
+def test_remove_changes_no_shared_store_without_the_marker_file_of_huggingface_hub(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     run(pull_of(root, entries, hub))
     payload = publish(root, REPO)
     (root.hub / "blobs" / _shared_blobs.SHARED_BLOBS_MARKER_NAME).unlink()
@@ -164,14 +170,16 @@ def test_store_without_the_mark_of_the_client_is_left_alone(root: Root, entries:
     assert payload.exists()
 
 
-def test_payload_that_is_linked_again_stays(root: Root, entries: Manifest, hub: Played) -> None:
+def test_file_of_the_shared_store_to_which_a_repository_links_is_not_deleted(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     run(pull_of(root, entries, hub))
     payload = publish(root, REPO)
     shared_store.drop(payload)
     assert payload.exists()
 
 
-def test_shared_link_into_a_gone_home_is_made_again(root: Root, entries: Manifest, hub: Played) -> None:
+def test_link_through_a_lost_home_into_the_shared_store_is_repaired(root: Root, entries: Manifest, hub: Played) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     payload = publish(root, REPO)
@@ -185,15 +193,17 @@ def test_shared_link_into_a_gone_home_is_made_again(root: Root, entries: Manifes
 
 
 def repair(root: Root, entries: Manifest | None = None) -> None:
-    """Apply the step that repairs the cache; its second check finds nothing to do."""
+    """Repair the cache; assert that it is drifted before and ok afterwards."""
     step = SnapshotStep(root, entries.with_all_extras() if entries else [], Journal(root.journal))
     assert step.check().state is State.DRIFTED
     step.apply()
     assert step.check().state is State.OK
 
 
-def test_repository_without_a_listing_loads_after_its_home_is_gone(root: Root, entries: Manifest, hub: Played) -> None:
-    """Use absolute links into a gone home, no listing, no refs and no entry of the manifest."""
+def test_repository_with_links_into_a_lost_home_and_without_a_listing_loads_after_repair(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
+    """Leave absolute links into a lost home, no listing and no refs; the repair gets no manifest entry."""
     work = pull_of(root, entries, hub)
     run(work)
     for path in [path for path in work.snapshot.rglob("*") if path.is_symlink()]:
@@ -208,7 +218,9 @@ def test_repository_without_a_listing_loads_after_its_home_is_gone(root: Root, e
     assert states(work) == {"ok"}
 
 
-def test_lost_main_beside_another_ref_is_the_pinned_revision(root: Root, entries: Manifest, hub: Played) -> None:
+def test_lost_refs_main_beside_another_ref_is_set_to_the_pinned_revision(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     (work.folder / "refs/main").rename(work.folder / "refs/v1")
@@ -216,7 +228,7 @@ def test_lost_main_beside_another_ref_is_the_pinned_revision(root: Root, entries
     assert (work.folder / "refs/main").read_text() == REVISION
 
 
-def test_link_whose_blob_is_lost_is_reported(root: Root, entries: Manifest, hub: Played) -> None:
+def test_snapshot_link_whose_blob_is_lost_is_reported(root: Root, entries: Manifest, hub: Played) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     (work.folder / "blobs" / DIGEST).unlink()
@@ -225,7 +237,9 @@ def test_link_whose_blob_is_lost_is_reported(root: Root, entries: Manifest, hub:
     assert "1 files of models--owner--model are links whose blob is lost" in check.detail
 
 
-def test_present_file_that_the_client_has_marked_as_absent_loads(root: Root, entries: Manifest, hub: Played) -> None:
+def test_present_file_that_huggingface_hub_has_marked_as_absent_is_found_again(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     work = pull_of(root, entries, hub)
     marker = work.folder / ".no_exist" / REVISION / "model_index.json"
     marker.parent.mkdir(parents=True)
@@ -237,7 +251,7 @@ def test_present_file_that_the_client_has_marked_as_absent_loads(root: Root, ent
     assert isinstance(try_to_load_from_cache(REPO, "model_index.json", cache_dir=root.hub), str)
 
 
-def test_remove_of_the_last_model_deletes_blobs_that_no_snapshot_links(
+def test_remove_of_the_last_model_deletes_blobs_that_no_snapshot_uses(
     root: Root, entries: Manifest, hub: Played
 ) -> None:
     work = pull_of(root, entries, hub)
@@ -262,14 +276,18 @@ def test_remove_keeps_blobs_in_the_listing_of_another_commit(root: Root, entries
     assert [path.name for path in (work.folder / "blobs").iterdir()] == [kept.name]
 
 
-def test_hard_linked_file_frees_nothing(root: Root, entries: Manifest, hub: Played, tmp_path: Path) -> None:
+def test_blob_with_another_hard_link_does_not_count_as_freed_bytes(
+    root: Root, entries: Manifest, hub: Played, tmp_path: Path
+) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     os.link(work.folder / "blobs" / DIGEST, tmp_path / "other")
     assert remove.removal(root, entries, "m").bytes == TOTAL - len(FILES[WEIGHTS])
 
 
-def test_content_under_a_former_id_is_not_downloaded(root: Root, entries: Manifest, hub: Played) -> None:
+def test_model_in_the_cache_folder_of_its_former_id_is_not_downloaded_again(
+    root: Root, entries: Manifest, hub: Played
+) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     work.folder.joinpath("firstlight-aliases").unlink()
@@ -285,7 +303,7 @@ def test_content_under_a_former_id_is_not_downloaded(root: Root, entries: Manife
 
 
 @pytest.mark.parametrize("is_right", [True, False])
-def test_real_file_of_another_revision_is_used_by_its_hash(
+def test_real_file_of_another_revision_is_reused_only_if_its_hash_is_right(
     root: Root, entries: Manifest, hub: Played, is_right: bool
 ) -> None:
     content = FILES[WEIGHTS] if is_right else bytes(len(FILES[WEIGHTS]))

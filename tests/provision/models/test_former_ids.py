@@ -64,10 +64,10 @@ def names(root: Root) -> list[str]:
     return sorted(path.name for path in (root.hub / "models--owner--model").rglob("snapshots/*/**/*") if path.is_file())
 
 
-def test_missing_link_in_a_read_only_cache_is_a_warning(
+def test_missing_link_for_the_former_id_in_a_read_only_cache_is_a_warning(
     root: Root, both_pulled: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Check a read-only cache that was filled before the repository was renamed."""
+    """Use a read-only cache without the link, as it was filled before the repository was renamed."""
     link(root).unlink()
     monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
     step = ModelStep(root, "m", both_pulled.pick("m"), Hubs(root, {}), retry=True, progress=lambda *_: None)
@@ -90,7 +90,7 @@ def test_pulled_model_is_loaded_by_its_former_id(root: Root, both_pulled: Manife
     assert step.check().detail.startswith("1 repositories"), "a link is not another repository"
 
 
-def test_lost_link_is_drift_and_is_made_again(root: Root, both_pulled: Manifest) -> None:
+def test_lost_link_for_the_former_id_is_drift_and_is_made_again(root: Root, both_pulled: Manifest) -> None:
     link(root).unlink()
     step = ModelStep(
         root,
@@ -108,7 +108,9 @@ def test_lost_link_is_drift_and_is_made_again(root: Root, both_pulled: Manifest)
     assert link(root).is_symlink()
 
 
-def test_load_line_names_the_revision_if_main_is_another_present_one(root: Root, both_pulled: Manifest) -> None:
+def test_python_line_that_loads_a_model_has_the_revision_if_refs_main_is_another_one(
+    root: Root, both_pulled: Manifest
+) -> None:
     folder = root.hub / "models--owner--model"
     (folder / "snapshots" / ("2" * 40)).mkdir()
     (folder / "refs/main").write_text("2" * 40)
@@ -118,7 +120,7 @@ def test_load_line_names_the_revision_if_main_is_another_present_one(root: Root,
 
 
 @pytest.mark.parametrize("kind", ["folder", "link", "dangling"])
-def test_users_folder_or_link_with_the_former_id_stays(
+def test_folder_or_link_of_the_user_with_the_name_of_the_former_id_is_kept(
     root: Root, both_pulled: Manifest, kind: str, tmp_path: Path
 ) -> None:
     link(root).unlink()
@@ -136,7 +138,7 @@ def test_users_folder_or_link_with_the_former_id_stays(
     assert link(root).lstat().st_ino == before.st_ino
 
 
-def test_users_link_to_the_model_folder_is_not_removed(root: Root, both_pulled: Manifest) -> None:
+def test_removal_keeps_a_link_for_the_former_id_that_firstlight_did_not_make(root: Root, both_pulled: Manifest) -> None:
     (root.hub / "models--owner--model" / "firstlight-aliases").unlink()
     assert former_ids.owned(root.hub, "models--owner--model") == []
     for name in ("m", "m@half"):
@@ -145,7 +147,9 @@ def test_users_link_to_the_model_folder_is_not_removed(root: Root, both_pulled: 
 
 
 @pytest.mark.parametrize("removed", ["m", "m@half", REPO, f"{OLD}@half"])
-def test_removal_keeps_the_files_of_the_other_variant(root: Root, both_pulled: Manifest, removed: str) -> None:
+def test_removal_of_one_variant_keeps_the_files_of_the_other_variant(
+    root: Root, both_pulled: Manifest, removed: str
+) -> None:
     remove.remove(root, both_pulled, removed)
     is_half = removed.endswith("@half")
     kept = "model.safetensors" if is_half else "model.fp16.safetensors"
@@ -158,7 +162,7 @@ def test_removal_keeps_the_files_of_the_other_variant(root: Root, both_pulled: M
     assert [path.name for path in root.hub.iterdir() if path.name != ".locks"] == []
 
 
-def test_unpinned_revision_is_removed_by_its_commit(root: Root, both_pulled: Manifest) -> None:
+def test_revision_that_no_model_pins_is_removed_by_its_abbreviated_commit(root: Root, both_pulled: Manifest) -> None:
     unpinned_file = root.hub / "models--owner--model/snapshots" / ("2" * 40) / "x.json"
     unpinned_file.parent.mkdir()
     unpinned_file.write_text("x")
@@ -176,7 +180,7 @@ def test_removal_of_an_extra_that_is_part_of_the_entry_is_refused(root: Root, bo
     assert len(names(root)) == 4
 
 
-def test_seed_serves_the_former_id(
+def test_models_seed_serves_a_repository_under_its_present_and_its_former_id(
     root: Root, both_pulled: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replace the server by a function that records the models to serve."""

@@ -38,7 +38,7 @@ SD = "stable-diffusion-v1-5"
         ("lllyasviel/sd-controlnet-canny", "sd-controlnet-canny"),
     ],
 )
-def test_every_name_of_a_model_selects_its_entry(requested: str, name: str) -> None:
+def test_every_name_of_a_model_selects_its_manifest_entry(requested: str, name: str) -> None:
     assert SHIPPED.name(requested) == name
     assert SHIPPED.pick(requested) == SHIPPED.pick(name)
     assert SHIPPED.name(name) == name
@@ -56,18 +56,18 @@ def test_every_name_of_a_model_selects_its_entry(requested: str, name: str) -> N
         ("", "unknown model ''"),
     ],
 )
-def test_error_of_an_unknown_name_lists_the_known_ones(requested: str, message: str) -> None:
+def test_unknown_model_variant_or_extra_is_rejected_with_the_available_names(requested: str, message: str) -> None:
     with pytest.raises(SpecError, match=f"^{message}".replace("+", r"\+")):
         SHIPPED.pick(requested)
 
 
-def test_repository_without_a_plain_entry_is_found_by_its_name(tmp_path: Path) -> None:
+def test_model_with_a_variant_entry_only_is_found_by_its_plain_name_and_repository_id(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(entry('"m@fp16"', 'variant = "fp16"'))
     models = manifest.load(tmp_path / "m.toml")
     assert [models.name(requested) for requested in ("m", "o/m", "m@fp16")] == ["m@fp16"] * 3
 
 
-def test_name_of_a_users_entry_goes_before_a_former_name(tmp_path: Path) -> None:
+def test_name_of_a_users_entry_goes_before_the_former_name_of_a_shipped_model(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(entry(f"{SD}-fp32"))
     models = manifest.load(ENVS / "models.toml", str(tmp_path / "mine.toml"))
     assert models.pick(f"{SD}-fp32").repo == "o/m"
@@ -84,21 +84,23 @@ def test_name_of_a_users_entry_goes_before_a_former_name(tmp_path: Path) -> None
         ("m", 'aliases = ["a/b/c"]', "aliases"),
     ],
 )
-def test_invalid_name_of_an_entry_is_refused(tmp_path: Path, name: str, more: str, message: str) -> None:
+def test_manifest_entry_with_an_invalid_name_or_alias_is_refused(
+    tmp_path: Path, name: str, more: str, message: str
+) -> None:
     (tmp_path / "m.toml").write_text(entry(name, more))
     with pytest.raises(SpecError, match=message):
         manifest.load(tmp_path / "m.toml")
 
 
 def entry(name: str, more: str = "") -> str:
-    """Return an entry of a manifest as TOML."""
+    """Return a manifest entry with one file as TOML; `more` is a further line of the entry."""
     text = f'[{name}]\nrepo = "o/m"\nrevision = "{"1" * 40}"\nlicense = "mit"\narchitecture = "tiny-sd"\n{more}\n'
     return text + 'files = [{path = "model_index.json"}]\n'
 
 
 @pytest.mark.parametrize("name", list(SHIPPED.models))
-def test_entry_has_one_weights_file_for_each_loaded_component(name: str) -> None:
-    """`from_pretrained` loads exactly these files for the entry's variant."""
+def test_shipped_manifest_entry_has_one_weights_file_for_each_loaded_component(name: str) -> None:
+    """Compare the entry's files with those that `from_pretrained` loads for the entry's variant."""
     model = SHIPPED.models[name]
     architecture = architectures.load(ENVS, model.architecture)
     expected = set()
@@ -119,7 +121,7 @@ def test_entry_has_one_weights_file_for_each_loaded_component(name: str) -> None
         )
 
 
-def test_load_line_has_the_class_the_variant_and_the_omitted_components() -> None:
+def test_python_line_that_loads_a_shipped_model_has_its_class_variant_and_omitted_parts() -> None:
     lines = {
         name: load_line.line(model.repo, model, load_line.architecture_of(ENVS, model))
         for name in (*SHIPPED.models, f"{SD}@fp16+safety-checker")
@@ -143,7 +145,7 @@ def test_load_line_has_the_class_the_variant_and_the_omitted_components() -> Non
     }
 
 
-def test_pipeline_of_an_unknown_architecture_has_a_load_line() -> None:
+def test_python_line_that_loads_a_model_of_an_unknown_architecture_exists_for_pipelines_only() -> None:
     model = SHIPPED.pick(SD).model_copy(update={"architecture": "none"})
     assert load_line.architecture_of(ENVS, model) is None
     assert load_line.line("o/m", model, None) == 'DiffusionPipeline.from_pretrained("o/m", torch_dtype=torch.float16)'

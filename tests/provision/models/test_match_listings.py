@@ -28,8 +28,8 @@ from tests.provision.model_pulls import (
     is_whole,
     pull_from,
     pull_of,
-    quick,
     run,
+    skip_waits,
 )
 
 if TYPE_CHECKING:
@@ -42,57 +42,59 @@ KEY = f"{REPO}@{REVISION}"
 
 
 def busy(seconds: int, **fault: Any) -> Fault:
-    """Return the fault of a hub that is busy for so many seconds."""
+    """Return the fault of a busy hub: its listing has status 429 and a Retry-After of `seconds`."""
     return Fault("/tree/", status=429, headers={"Retry-After": str(seconds)}, **fault)
 
 
 class TestWaits:
-    def test_busy_hub_is_waited_for_if_the_other_lists_a_wrong_hash(
+    def test_pull_waits_for_a_busy_hub_if_the_other_hub_lists_a_wrong_hash(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wrong_hub = hub_server.start(play, REPO, CHANGED)
         right_hub = hub_server.start(play, REPO, FILES, busy(20, times=1))
         work = pull_from(root, hubs_of(root, monkeypatch, wrong_hub.url, right_hub.url))
-        _, waits = quick(work.health)
+        _, waits = skip_waits(work.health)
         run(work)
         assert is_whole(work)
         assert waits == [20]
         assert "mirror" in work.health.banned
 
-    def test_hub_with_the_shortest_wait_is_waited_for(
+    def test_pull_waits_for_the_busy_hub_with_the_shortest_retry_after(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first, second = (hub_server.start(play, REPO, FILES, busy(seconds, times=1)) for seconds in (300, 20))
         work = pull_from(root, hubs_of(root, monkeypatch, first.url, second.url))
-        _, waits = quick(work.health)
+        _, waits = skip_waits(work.health)
         run(work)
         assert is_whole(work)
         assert waits == [20]
 
-    def test_single_hub_with_a_retry_after_of_an_hour_is_not_waited_for(self, root: Root, play: Any) -> None:
+    def test_pull_fails_without_a_wait_if_the_only_hub_has_a_retry_after_of_an_hour(
+        self, root: Root, play: Any
+    ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, busy(3600)).url)
-        messages, waits = quick(work.health)
+        messages, waits = skip_waits(work.health)
         with pytest.raises(HubError) as raised:
             run(work)
         assert type(raised.value) is HubError
         assert (messages, waits) == ([], [])
 
-    def test_second_run_of_a_pull_waits_again(self, root: Root, play: Any) -> None:
+    def test_second_run_of_the_same_pull_waits_for_a_busy_hub_again(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)
         (work.snapshot / WEIGHTS).resolve().unlink()
         played.faults.append(busy(20, times=1))
         work._resolver._listings.clear()
-        _, waits = quick(work.health)
-        work.health.stopped.set()  # the end of the first run sets it
+        _, waits = skip_waits(work.health)
+        work.health.stopped.set()  # as the end of the first run does
         run(work)
         assert is_whole(work)
         assert waits == [20]
 
 
 class TestHubs:
-    def test_files_come_from_two_hubs_that_have_a_part_each(
+    def test_model_is_pulled_from_two_hubs_that_each_lack_a_different_file(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         without_config = hub_server.start(
@@ -105,7 +107,7 @@ class TestHubs:
         run(work)
         assert is_whole(work)
 
-    def test_hub_with_one_wrong_hash_is_not_used_for_other_files(
+    def test_hub_that_lists_one_wrong_hash_is_used_for_no_file(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wrong_hub, right_hub = hub_server.start(play, REPO, CHANGED), hub_server.start(play, REPO, FILES)
@@ -115,18 +117,18 @@ class TestHubs:
         assert not gets(wrong_hub, "/resolve/")
 
     @pytest.mark.parametrize("status", [404, 503])
-    def test_mirror_delivers_a_file_that_the_official_hub_only_lists(
+    def test_mirror_delivers_a_file_that_the_official_hub_lists_and_does_not_serve(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
         mirror = hub_server.start(play, REPO, FILES)
         official = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=status))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
-        quick(work.health)
+        skip_waits(work.health)
         run(work)
         assert is_whole(work)
         assert pins.by_mirrors(root, work.spec) == {}, "the hashes come from the official hub"
 
-    def test_wrong_bytes_of_a_mirror_for_an_officially_listed_file_are_refused(
+    def test_wrong_bytes_of_a_mirror_for_a_file_listed_by_the_official_hub_are_refused(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mirror = hub_server.start(play, REPO, CHANGED)
@@ -144,7 +146,7 @@ class TestHubs:
         ]
         assert [headers["Accept-Encoding"] for headers in own_requests] == ["identity"]
 
-    def test_body_of_a_redirected_listing_is_not_read(self, raw: Any) -> None:
+    def test_endless_body_of_a_redirect_of_the_listing_is_not_read(self, raw: Any) -> None:
         def script(server: Any, line: Any) -> None:
             server.send(line, b"HTTP/1.1 302 Found\r\nLocation: /x\r\nTransfer-Encoding: chunked\r\n\r\n")
             for _ in range(64):
@@ -158,7 +160,7 @@ class TestHubs:
 
 
 class TestTrust:
-    def test_present_file_is_replaced_only_if_the_official_hub_lists_another_hash(
+    def test_present_file_stays_if_only_a_mirror_lists_another_hash(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         run(pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=False, trust=True))
@@ -167,7 +169,7 @@ class TestTrust:
         assert work.plan().needed == []
         assert is_whole(work)
 
-    def test_present_files_with_a_hash_from_a_mirror_are_reported(
+    def test_present_files_whose_hash_comes_from_a_mirror_only_are_reported(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mirror = hub_server.start(play, REPO, FILES)
@@ -179,13 +181,13 @@ class TestTrust:
         ]
         assert f"4 files have a hash from {mirror.url} only; the official hub could not be reached" in row.detail
 
-    def test_pinned_complete_model_needs_no_hub(self, root: Root, play: Any) -> None:
+    def test_plan_of_a_complete_pinned_model_needs_no_hub(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         plan = pull_of(root, UNREACHABLE).plan()
         assert models_output.plan_line("m", plan) == "m: all 4 files are present, every hash matches"
 
-    def test_recorded_hashes_apply_in_the_same_pull(
+    def test_hashes_that_a_pull_has_recorded_detect_a_corrupt_file_in_the_same_pull(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         official = hub_server.start(play, REPO, FILES)
@@ -198,7 +200,9 @@ class TestTrust:
         corrupt.write_bytes(bytes([content[0] ^ 1]) + content[1:])
         assert [state.path for state in work.check_files(Depth.HASH) if state.state != "ok"] == [CONFIG]
 
-    def test_official_hub_is_preferred_for_hashes(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_hash_of_the_official_hub_is_preferred_to_the_hash_of_a_trusted_mirror(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         changed_mirror = hub_server.start(play, REPO, CHANGED)
         first = pull_of(root, changed_mirror.url, pinned=False, trust=True)
         run(first)
@@ -209,7 +213,7 @@ class TestTrust:
         assert is_whole(work)
         assert pins.by_mirrors(root, work.spec) == {}
 
-    def test_wrong_blob_with_the_right_name_is_detected(
+    def test_blob_with_wrong_content_under_the_right_git_hash_is_downloaded_again(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Record the sha256 of a mirror, while the official hub lists git's hash, which is the name of the blob."""
@@ -231,7 +235,7 @@ class TestTrust:
         run(pull_from(root, work.hubs, entry_of('{path = "config.json"}')))
         assert (work.snapshot / "config.json").read_bytes() == right_content
 
-    def test_pinned_size_of_the_manifest_goes_before_a_record(
+    def test_listing_with_another_size_than_the_manifest_pins_is_refused_despite_a_record(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         text = entry_of(f'{{path = "{CONFIG}", size = {len(FILES[CONFIG])}}}')
@@ -246,7 +250,7 @@ class TestTrust:
             assert [file.size for file in work.spec.files] == [len(FILES[CONFIG])]
             (work.snapshot / CONFIG).unlink(missing_ok=True)
 
-    def test_record_that_contradicts_the_manifest_is_ignored(
+    def test_recorded_hash_with_another_size_than_the_manifest_pins_is_ignored(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         official = hub_server.start(play, REPO, FILES)
@@ -275,7 +279,7 @@ class TestInvalidRecords:
         ids=repr,
     )
     @pytest.mark.parametrize("pinned", [True, False])
-    def test_invalid_record_is_ignored(
+    def test_invalid_record_of_the_hashes_of_a_model_is_ignored(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, record: object, pinned: bool
     ) -> None:
         root.model_pins.write_text(json.dumps({"pins": {KEY: record}}))
@@ -285,6 +289,6 @@ class TestInvalidRecords:
         assert is_whole(work)
 
     @pytest.mark.parametrize("text", ["[" * 100_000, '{"pins": []}', "[]", "no JSON"])
-    def test_invalid_file_of_records_is_ignored(self, root: Root, text: str) -> None:
+    def test_invalid_file_of_recorded_hashes_is_ignored(self, root: Root, text: str) -> None:
         root.model_pins.write_text(text)
         assert pins.by_mirrors(root, pull_of(root, UNREACHABLE).spec) == {}

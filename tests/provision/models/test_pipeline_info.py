@@ -38,7 +38,7 @@ def save_pipeline(snapshot: Path, *names: str, dtype: str = "F32") -> None:
 
 
 def read(snapshot: Path, entry: ModelSpec) -> PipelineStructure:
-    """Return the structure of a model, and check that both reports of it can be printed."""
+    """Return the structure of a model in a snapshot; check that its text and its JSON can be printed."""
     structure = pipeline_info.read(snapshot, entry, CHECKOUT / "envs")
     lines = models_output.structure_lines("m", entry, structure, "load()")
     assert lines.encode()
@@ -49,11 +49,11 @@ def read(snapshot: Path, entry: ModelSpec) -> PipelineStructure:
 
 
 def unet(structure: PipelineStructure) -> Component:
-    """Return the component unet of a structure."""
+    """Return the component named unet of a structure."""
     return next(component for component in structure.components if component.name == "unet")
 
 
-def test_weights_of_another_variant_do_not_count(tmp_path: Path) -> None:
+def test_component_that_has_weights_of_another_variant_only_is_a_fault(tmp_path: Path) -> None:
     save_pipeline(tmp_path, HALF, dtype="F16")
     structure = read(tmp_path, model(f"unet/{FULL}"))
     assert (unet(structure).kind, unet(structure).parameters, unet(structure).bytes) == ("UNet2DModel", None, None)
@@ -67,8 +67,8 @@ def test_weights_of_another_variant_do_not_count(tmp_path: Path) -> None:
     assert read(tmp_path, model(variant="fp16")).faults == ["the fp16 weights of unet are missing"]
 
 
-def test_weights_listed_in_the_entry_count_for_the_variant(tmp_path: Path) -> None:
-    """Use an fp16 entry that lists fp32 weights for one component, and one with weights in several files."""
+def test_weights_that_the_entry_lists_count_for_its_variant_whatever_their_file_name(tmp_path: Path) -> None:
+    """Use an fp16 entry that lists fp32 weights, then an fp16 entry with weights in several files."""
     save_pipeline(tmp_path, FULL)
     assert unet(read(tmp_path, model(f"unet/{FULL}", variant="fp16"))).dtype == "fp32"
     shards = [f"m.fp16-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -85,7 +85,7 @@ def test_missing_weights_are_a_fault_only_if_the_entry_lists_them(tmp_path: Path
     )
 
 
-def test_model_without_a_pipeline_has_one_component(tmp_path: Path) -> None:
+def test_model_that_is_no_pipeline_has_one_component_named_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
     write(tmp_path / HALF, {"a": tensor(0, 4, [2], "F16")}, bytes(4))
     structure = read(tmp_path, model(HALF, variant="fp16"))
@@ -97,7 +97,7 @@ def test_model_without_a_pipeline_has_one_component(tmp_path: Path) -> None:
 
 
 def index(**changes: Any) -> str:
-    """Return a pipeline's index with changes, as JSON."""
+    """Return the text of model_index.json with changed keys."""
     return json.dumps(INDEX | changes)
 
 
@@ -126,13 +126,13 @@ def index(**changes: Any) -> str:
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
-def test_invalid_index_is_a_fault(tmp_path: Path, text: str, faults: list[str]) -> None:
+def test_invalid_model_index_json_is_reported_as_a_fault(tmp_path: Path, text: str, faults: list[str]) -> None:
     save_pipeline(tmp_path, FULL)
     (tmp_path / "model_index.json").write_text(text)
     assert read(tmp_path, model()).faults == faults
 
 
-def test_name_too_long_for_a_folder_is_not_a_component(tmp_path: Path) -> None:
+def test_component_name_that_is_too_long_for_a_folder_is_reported_as_a_fault(tmp_path: Path) -> None:
     save_pipeline(tmp_path, FULL)
     (tmp_path / "model_index.json").write_text(index(**{"a" * 300: ["a", "B"]}))
     structure = read(tmp_path, model())
@@ -153,7 +153,7 @@ def test_name_too_long_for_a_folder_is_not_a_component(tmp_path: Path) -> None:
         ("3", None, ["config.json cannot be read"]),
     ],
 )
-def test_class_is_read_from_the_configuration_and_an_invalid_one_is_a_fault(
+def test_class_of_a_model_is_read_from_its_config_json_and_an_invalid_class_is_a_fault(
     tmp_path: Path, text: str, kind: str | None, faults: list[str]
 ) -> None:
     (tmp_path / "config.json").write_text(text)
@@ -170,7 +170,7 @@ def test_class_is_read_from_the_configuration_and_an_invalid_one_is_a_fault(
         '{"b": 1, "a": [[[[[1]]]]]}',
     ],
 )
-def test_unprintable_settings_are_left_out(tmp_path: Path, text: str) -> None:
+def test_scheduler_settings_that_cannot_be_printed_are_left_out_and_reported(tmp_path: Path, text: str) -> None:
     save_pipeline(tmp_path, FULL)
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler/scheduler_config.json").write_text(text)
@@ -179,7 +179,7 @@ def test_unprintable_settings_are_left_out(tmp_path: Path, text: str) -> None:
     assert structure.faults == ["scheduler_config.json has settings that cannot be printed"]
 
 
-def test_settings_of_the_scheduler_are_read(tmp_path: Path) -> None:
+def test_printable_scheduler_settings_are_read_from_scheduler_config_json(tmp_path: Path) -> None:
     save_pipeline(tmp_path, FULL)
     settings = {"trained_betas": [0.1, 0.2], "clip": None, "steps": 1000, "kind": "linear"}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(settings | {"_class_name": "DDPMScheduler"}))

@@ -39,7 +39,7 @@ print(json.dumps([draw(where, **named) for where, named in json.loads(sys.argv[1
 
 
 def draw(python: Path, *pipelines: tuple[object, dict[str, object]], **environ: str) -> list[str]:
-    """Return the hash of one image for each (folder or id, arguments of from_pretrained)."""
+    """Return the hash of one image's pixels for each pipeline, given as (folder or id, from_pretrained arguments)."""
     argv = [str(python), "-c", DRAW, json.dumps([[str(model_id), options] for model_id, options in pipelines])]
     completed = subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
     assert completed.returncode == 0, completed.stderr[-3000:]
@@ -49,18 +49,18 @@ def draw(python: Path, *pipelines: tuple[object, dict[str, object]], **environ: 
 
 @pytest.fixture(scope="module")
 def saved(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the folders of small pipelines that diffusers has saved."""
+    """Return {name: folder} of the small pipelines that diffusers has saved."""
     return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="module")
 def before(saved: dict[str, Path], measured_python: Path) -> list[str]:
-    """Return the image hashes of the pipelines as they were saved: sd, its fp16 variant, ddpm."""
+    """Return the image hashes of the saved pipelines before a pull: sd, the fp16 variant of sd, ddpm."""
     return draw(measured_python, (saved["sd"], {}), (saved["sd"], {"variant": "fp16"}), (saved["ddpm"], {}))
 
 
 def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
-    """Return {path: content} of a saved pipeline with the weights of one variant."""
+    """Return {relative path: content} of a saved pipeline with the weights of one variant (None: fp32)."""
     files = hub_server.files_of(folder)
     return {
         path: content
@@ -70,7 +70,7 @@ def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)])
-def test_pulled_pipeline_makes_the_same_image_offline(
+def test_pulled_pipeline_makes_the_same_image_offline_as_before_the_pull(
     saved: dict[str, Path], before: list[str], measured_python: Path, root: Root, play: Any, fault: Fault | None
 ) -> None:
     """Compare every pixel, with and without broken connections."""
@@ -104,8 +104,8 @@ def test_pulled_pipeline_makes_the_same_image_offline(
     assert len(set(hashes)) == 3
 
 
-def test_stand_in_makes_an_image_and_has_its_own_id(measured_python: Path, root: Root) -> None:
-    """Its architecture has no recorded description."""
+def test_stand_in_makes_an_image_offline_and_has_its_own_repository_id(measured_python: Path, root: Root) -> None:
+    """Use an architecture without a recorded description, which the real environment describes."""
     snapshot = stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, measured_python)
     assert snapshot.parent.parent.name == "models--stand-in--tiny"
     assert "NOT owner/x" in (snapshot / "README.md").read_text()
@@ -138,7 +138,7 @@ def test_components_of_a_stand_in_equal_those_of_its_architecture(measured_pytho
 
 
 def test_every_architecture_has_its_declared_number_of_parameters(measured_python: Path) -> None:
-    """Count the parameters of the real classes on the meta device; also check that each model has its architecture."""
+    """Count the parameters of the real classes on the meta device; each model must name a known architecture."""
     script = (
         "import json, sys, torch, diffusers, transformers\n"
         "from diffusers.pipelines import stable_diffusion\n"
@@ -176,8 +176,8 @@ def test_every_architecture_has_its_declared_number_of_parameters(measured_pytho
     assert used <= {architecture.name for architecture in known_architectures}
 
 
-def test_shipped_descriptions_equal_those_of_the_real_classes(measured_python: Path) -> None:
-    """If this fails after a lock file has changed, run provision.models.record_architecture as its docstring shows."""
+def test_shipped_descriptions_of_architectures_equal_those_of_the_real_classes(measured_python: Path) -> None:
+    """Compare with a new description. After a change of a lock file, run provision.models.record_architecture."""
     names = sorted(file.stem for file in architectures.recorded_path(ENVS, "x").parent.glob("*.json"))
     assert {"ddpm-cat-256", "stable-diffusion-v1-5"} <= set(names), "the first setup builds these stand-ins"
     known_architectures = {name: architectures.load(ENVS, name) for name in names}
@@ -213,4 +213,4 @@ def test_failed_build_of_a_stand_in_gives_the_reason(
     failing_python.chmod(0o755)
     with pytest.raises(FirstlightError, match=r"could not describe the architecture .*ModuleNotFoundError"):
         stand_ins.build(root, "tiny", model("tiny-sdxl"), ENVS, failing_python)
-    assert [path.name for path in root.hub.iterdir()] == [".locks"], "nothing is left behind"
+    assert [path.name for path in root.hub.iterdir()] == [".locks"], "no temporary file is left"

@@ -92,7 +92,7 @@ class TestFaults:
             (Fault("/tree/", status=418), "answers 418"),
         ],
     )
-    def test_permanent_fault_is_an_error_with_its_reason(
+    def test_permanent_fault_of_a_hub_ends_the_pull_with_the_reason(
         self, root: Root, play: Any, fault: Fault, reason: str
     ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
@@ -102,14 +102,14 @@ class TestFaults:
         assert not (work.snapshot / WEIGHTS).exists()
         assert work.check_files(Depth.SIZE)[2].state == "missing"
 
-    def test_listing_with_another_size_or_hash_stops_the_pull(self, root: Root, play: Any) -> None:
+    def test_listing_with_another_size_or_hash_than_the_pin_stops_the_pull(self, root: Root, play: Any) -> None:
         for changes in ({"size": 5}, {"oid": "2" * 40}):
             played = hub_server.start(play, REPO, FILES, **changes)
             with pytest.raises(FirstlightError, match="The file was not downloaded"):
                 run(pull_of(root, played.url))
             assert not gets(played, "/resolve/")
 
-    def test_paths_outside_of_the_snapshot_are_never_requested(self, root: Root, play: Any) -> None:
+    def test_listed_paths_outside_of_the_snapshot_are_never_requested(self, root: Root, play: Any) -> None:
         files = {**FILES, "../../../evil.json": b"{}", "unet/../../x.json": b"{}"}
         played = hub_server.start(play, REPO, files)
         work = pull_of(root, played.url)
@@ -117,7 +117,7 @@ class TestFaults:
         assert is_whole(work)
         assert not any("evil" in path or "/x.json" in path for path in played.paths)
 
-    def test_data_hosts_of_xet_are_not_contacted(self, root: Root, play: Any) -> None:
+    def test_pull_does_not_contact_the_xet_servers_that_a_hub_names(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, xetHash="9" * 64)
         unreachable = '<http://127.0.0.1:9/cas>; rel="xet-reconstruction-info", <http://127.0.0.1:9/a>; rel="xet-auth"'
         for path in played.headers:
@@ -127,7 +127,7 @@ class TestFaults:
         run(work)
         assert is_whole(work)
 
-    def test_links_are_made_even_if_huggingface_hub_cannot_list_the_snapshot(
+    def test_pull_makes_links_and_refs_even_if_huggingface_hub_cannot_list_the_snapshot(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         played = hub_server.start(play, REPO, FILES)
@@ -138,13 +138,15 @@ class TestFaults:
         assert (work.folder / "refs/main").read_text() == REVISION
         assert not (work.snapshot / WEIGHTS).readlink().is_absolute()
 
-    def test_huggingface_hub_requests_no_weights(self, root: Root, play: Any) -> None:
+    def test_pull_requests_each_weights_file_once_and_huggingface_hub_requests_none(
+        self, root: Root, play: Any
+    ) -> None:
         played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         assert gets(played, WEIGHTS) == 1
         assert gets(played, "vae/model.safetensors") == 1
 
-    def test_second_mirror_resumes_the_file_of_the_first(self, root: Root, play: Any) -> None:
+    def test_second_mirror_resumes_the_partial_file_of_a_failed_mirror(self, root: Root, play: Any) -> None:
         from provision.mirrors import chosen_mirrors
         from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 
@@ -174,7 +176,7 @@ class TestResume:
         assert is_whole(work)
         assert work.arrived == plan.bytes_wanted
 
-    def test_wrong_partial_file_is_replaced(self, root: Root, play: Any) -> None:
+    def test_partial_file_with_wrong_bytes_is_replaced(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
@@ -182,7 +184,9 @@ class TestResume:
         run(work)
         assert is_whole(work)
 
-    def test_only_the_corrupt_file_is_downloaded_again(self, root: Root, play: Any) -> None:
+    def test_pull_downloads_only_the_corrupt_file_again_and_keeps_the_corrupt_bytes(
+        self, root: Root, play: Any
+    ) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)
@@ -196,7 +200,7 @@ class TestResume:
         assert (gets(played, WEIGHTS), gets(played, "vae/model.safetensors")) == (1, 0)
         assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(corrupt), "the corrupt file is kept"
 
-    def test_complete_model_makes_no_request(self, root: Root, play: Any) -> None:
+    def test_pull_of_a_complete_model_sends_no_request(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         run(pull_of(root, played.url))
         played.requests.clear()
@@ -270,7 +274,7 @@ def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, p
 
 
 def _killed_before(number: int) -> None:
-    """Kill this process before its n-th change of a file system; opening a file for writing counts."""
+    """Kill this process just before its n-th change of a file system; opening a file for writing counts."""
     left = [number]
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -284,7 +288,7 @@ def _killed_before(number: int) -> None:
 
 
 def _killed_after(work: Pull, count: int) -> None:
-    """Run a pull in small blocks in a forked process, and kill the process after so many bytes."""
+    """Run a pull in blocks of 16 KiB, and kill this (forked) process after `count` received bytes."""
     from provision.net import body
 
     body._BLOCK = 1 << 14
@@ -329,7 +333,7 @@ class TestRefusals:
             run(pull_of(root, played.url))
         assert not gets(played, "/resolve/")
 
-    def test_full_disk_keeps_the_received_part(self, small_disk: Path, play: Any) -> None:
+    def test_pull_that_fills_the_disk_keeps_the_received_part_of_the_file(self, small_disk: Path, play: Any) -> None:
         root = Root(small_disk / "root")
         root.state.mkdir(parents=True)
         root.hub.mkdir(parents=True)
@@ -343,7 +347,7 @@ class TestRefusals:
         run(work)
         assert is_whole(work)
 
-    def test_interrupt_ends_the_pull_at_once_and_the_next_one_resumes(self, root: Root, play: Any) -> None:
+    def test_interrupt_ends_the_pull_at_once_and_the_next_pull_resumes_the_file(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
         work = pull_of(root, played.url)
         script = (
@@ -372,7 +376,7 @@ class TestRefusals:
         run(work)
         assert is_whole(work)
 
-    def test_token_without_access_is_an_access_error(
+    def test_gated_repository_to_which_the_token_has_no_access_is_an_access_error(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)

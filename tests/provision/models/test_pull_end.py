@@ -1,4 +1,4 @@
-"""Tests the end of a pull: files with one content, errors, refs/main, waits, and the mode of lock files."""
+"""Tests the end of a pull: files with equal content, errors, refs/main, waits, and the mode of lock files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ class TestSameContent:
         assert gets(played, "model.safetensors") == 1
         assert (messages, work.arrived) == ([], len(FILES[WEIGHTS]))
 
-    def test_same_content_needs_its_space_once(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_two_files_with_the_same_content_need_disk_space_for_one(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         played = hub_server.start(play, REPO, SAME_CONTENT)
         work = pull_from(
             root, Hubs(root, {"HF_ENDPOINT": played.url}), hub_server.manifest_entry("m", REPO, SAME_CONTENT)
@@ -69,7 +71,7 @@ class TestSameContent:
         run(work)
         assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
 
-    def test_listing_with_changing_blobs_leaves_one_partial_file(self, root: Root, play: Any) -> None:
+    def test_pulls_from_a_hub_whose_listed_git_hash_changes_share_one_partial_file(self, root: Root, play: Any) -> None:
         text = entry_of(f'{{path = "{WEIGHTS}", size = 3000000, sha256 = "{SHA256}"}}')
         played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=2_000_000, times=99, no_range=True))
         for _ in range(3):
@@ -84,7 +86,7 @@ class TestSameContent:
         assert pull_from(root, work.hubs, text).plan().bytes_wanted == 1_000_000
 
     @pytest.mark.parametrize("size", [5, 3_000_001])
-    def test_wrong_size_in_a_listing_is_ignored_for_a_git_hash(
+    def test_hub_that_lists_a_wrong_size_for_a_pinned_git_hash_is_replaced_by_the_next_hub(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
         pin = git_sha1(FILES[WEIGHTS])
@@ -97,7 +99,7 @@ class TestSameContent:
         run(work)
         assert (work.snapshot / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
-    def test_file_with_both_hashes_and_no_size_is_downloaded(self, root: Root, play: Any) -> None:
+    def test_file_pinned_by_both_hashes_without_a_size_is_downloaded(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         pins = f'sha256 = "{SHA256}", git_sha1 = "{git_sha1(FILES[WEIGHTS])}"'
         work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), entry_of(f'{{path = "{WEIGHTS}", {pins}}}'))
@@ -106,7 +108,7 @@ class TestSameContent:
 
 
 class TestErrors:
-    def test_error_names_a_refusal_and_an_unreachable_hub(
+    def test_error_of_a_pull_names_the_hub_that_refused_and_the_unreachable_hub(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mirror = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=403))
@@ -114,7 +116,7 @@ class TestErrors:
         with pytest.raises(AccessError, match=r"is gated.*The other hubs failed too: official: it does not answer"):
             run(work)
 
-    def test_missing_file_goes_before_a_refusal_of_another_file(
+    def test_file_that_no_hub_has_is_reported_before_a_file_that_one_hub_refused(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         missing = Fault("vae/model", status=404)
@@ -137,10 +139,10 @@ class TestErrors:
         with pytest.raises(FirstlightError, match="a file was changed during the pull"):
             run(work)
 
-    def test_full_disk_ends_the_waits_of_all_workers(
+    def test_full_disk_found_by_one_worker_ends_the_waits_of_the_others(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Let one worker wait five minutes for a busy hub, and another one find no space."""
+        """Let one worker wait five minutes for a busy hub, while another worker finds no space on the disk."""
         work = pull_of(root, hub_server.start(play, REPO, FILES, Fault("vae/", status=429, headers=RETRY)).url)
         wait_began = threading.Event()
         workers: list[threading.Thread] = []
@@ -171,7 +173,7 @@ class TestErrors:
 
 
 def interrupt_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Raise KeyboardInterrupt at the n-th write of main_ref.py."""
+    """Make the n-th file that main_ref.py writes raise KeyboardInterrupt before the write."""
     remaining = [number]
 
     def interrupted_write_atomic(path: Path, content: str) -> None:
@@ -184,8 +186,8 @@ def interrupt_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 class TestMain:
-    def manifest_moved_on(self, root: Root, play: Any) -> tuple[Any, str]:
-        """Pull one revision; return the pull, and a manifest with a newer revision that the hub has too."""
+    def pull_and_newer_manifest(self, root: Root, play: Any) -> tuple[Any, str]:
+        """Pull one revision; return the pull, and the text of a manifest with a newer revision that the hub has."""
         played = hub_server.start(play, REPO, FILES)
         first_pull = pull_of(root, played.url)
         run(first_pull)
@@ -194,14 +196,16 @@ class TestMain:
         played.headers |= headers
         return first_pull, hub_server.manifest_entry("m", REPO, FILES).replace(REVISION, NEW)
 
-    def test_main_that_a_pull_has_set_follows_the_manifest(self, root: Root, play: Any) -> None:
-        first_pull, text = self.manifest_moved_on(root, play)
+    def test_refs_main_that_a_pull_has_set_changes_to_the_newer_revision_of_the_manifest(
+        self, root: Root, play: Any
+    ) -> None:
+        first_pull, text = self.pull_and_newer_manifest(root, play)
         next_pull = pull_from(root, first_pull.hubs, text)
         run(next_pull)
         assert ((first_pull.folder / "refs/main").read_text(), next_pull.notes) == (NEW, [])
 
-    def test_second_pinned_revision_does_not_change_main(self, root: Root, play: Any) -> None:
-        first_pull, text = self.manifest_moved_on(root, play)
+    def test_pull_of_a_second_pinned_revision_keeps_refs_main_and_adds_a_note(self, root: Root, play: Any) -> None:
+        first_pull, text = self.pull_and_newer_manifest(root, play)
         next_pull = pull_from(root, first_pull.hubs, text)
         next_pull.pinned = {REVISION, NEW}
         run(next_pull)
@@ -210,10 +214,10 @@ class TestMain:
         assert re.match("refs/main is 1111111, which is present too", next_pull.notes[0])
 
     @pytest.mark.parametrize("interrupted_write", [1, 2])
-    def test_interrupt_at_any_write_of_main_is_repaired_by_the_next_pull(
+    def test_refs_main_interrupted_at_any_write_is_corrected_by_the_next_pull(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, interrupted_write: int
     ) -> None:
-        first_pull, text = self.manifest_moved_on(root, play)
+        first_pull, text = self.pull_and_newer_manifest(root, play)
         interrupt_at_write(monkeypatch, interrupted_write)
         with pytest.raises(KeyboardInterrupt):
             run(pull_from(root, first_pull.hubs, text))
@@ -225,7 +229,7 @@ class TestMain:
         assert ((first_pull.folder / "refs/main").read_text(), next_pull.notes) == (REVISION, [])
 
     @pytest.mark.parametrize("interrupted_write", [1, 2])
-    def test_interrupt_at_the_first_write_of_main_is_repaired_by_the_next_one(
+    def test_refs_main_whose_first_write_was_interrupted_is_completed_by_the_next_call(
         self, root: Root, monkeypatch: pytest.MonkeyPatch, interrupted_write: int
     ) -> None:
         folder = root.hub / "models--a--b"
@@ -241,7 +245,7 @@ class TestMain:
 
 
 class TestWaits:
-    def test_parallel_waits_count_once(self) -> None:
+    def test_parallel_waits_of_four_threads_count_once_in_the_waited_seconds_of_the_run(self) -> None:
         health = SourceHealth()
         health.stopped.set()
         threads = [threading.Thread(target=health.wait, args=(600.0, "x")) for _ in range(4)]
@@ -251,7 +255,7 @@ class TestWaits:
             thread.join()
         assert health._waited == pytest.approx(600, abs=60)
 
-    def test_message_mentions_retry_after_only_if_it_was_sent(self) -> None:
+    def test_message_about_a_wait_mentions_retry_after_only_if_the_server_sent_it(self) -> None:
         messages: list[str] = []
         health = SourceHealth(tell=messages.append)
         health.stopped.set()

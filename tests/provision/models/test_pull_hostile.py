@@ -1,4 +1,4 @@
-"""Tests pulls from hubs that lie, fail or send endless data: present files stay, and only right content is stored."""
+"""Tests pulls from hubs with wrong, failed or endless responses: right files stay, and only right content is stored."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.provision import hub_server
 from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import PORTAL, Fault, Played
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, quick, run
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, run, skip_waits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,7 +37,7 @@ SHA256 = {path: hashlib.sha256(content).hexdigest() for path, content in FILES.i
 
 
 def pinned_by_sha256(root: Root, *hubs: Played) -> Pull:
-    """Return a pull of the model with every file pinned by sha256 only, from several hubs in this order."""
+    """Return a pull of the model `m`, whose files are all pinned by sha256 and size, from the hubs in this order."""
     rows = [f'{{path = "{path}", size = {len(content)}, sha256 = "{SHA256[path]}"}}' for path, content in FILES.items()]
     head = f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
     (root.path / "models.toml").write_text(f"{head}files = [{', '.join(rows)}]\n")
@@ -47,7 +47,7 @@ def pinned_by_sha256(root: Root, *hubs: Played) -> Pull:
 
 
 def listing(**changes: dict[str, Any]) -> bytes:
-    """Return the hub's listing with changed rows: {path with / as __ and . as _: the changes}."""
+    """Return the listing of FILES as JSON; `changes` is {path with / as __ and . as _: changed keys of its row}."""
     rows = [hub_server.entry(path, content) for path, content in FILES.items()]
     for row in rows:
         row.update(changes.get(row["path"].replace("/", "__").replace(".", "_"), {}))
@@ -58,7 +58,7 @@ class TestListings:
     @pytest.mark.parametrize(
         "oid", ["./././../../../../../victim/precious.txt", "A" * 40, "g" * 40, "1" * 39, 7, None, ["1" * 40]]
     )
-    def test_invalid_hash_in_a_listing_never_becomes_a_file_name(
+    def test_listing_with_an_invalid_hash_is_refused_and_no_file_gets_that_name(
         self, root: Root, play: Any, tmp_path: Path, oid: object
     ) -> None:
         victim = tmp_path / "victim" / "precious.txt"
@@ -72,14 +72,14 @@ class TestListings:
         assert [path.name for path in victim.parent.iterdir()] == ["precious.txt"]
 
     @pytest.mark.parametrize("size", [-1, True, "9", None])
-    def test_invalid_size_in_a_listing_is_refused(self, root: Root, play: Any, size: object) -> None:
+    def test_listing_with_an_invalid_size_is_refused(self, root: Root, play: Any, size: object) -> None:
         played = hub_server.start(play, REPO, FILES)
         played.content[TREE] = listing(unet__config_json={"size": size})
         with pytest.raises(HubError, match="sent an invalid response to a request for"):
             run(pinned_by_sha256(root, played))
 
-    def test_wrong_unpinned_hash_of_one_hub_does_not_ban_another(self, root: Root, play: Any) -> None:
-        # sha256 is pinned, git's hash is not: a wrong git hash in a listing proves nothing.
+    def test_wrong_git_hash_in_a_listing_bans_no_hub_if_only_sha256_is_pinned(self, root: Root, play: Any) -> None:
+        # The sha256 is pinned and git's hash is not, so a wrong git hash in a listing proves no wrong content.
         wrong_hub = hub_server.start(play, REPO, FILES, Fault(f"/resolve/{REVISION}/{CONFIG}", status=404))
         wrong_hub.content[TREE] = listing(unet__config_json={"oid": "2" * 40})
         right_hub = hub_server.start(play, REPO, FILES)
@@ -93,14 +93,16 @@ class TestListings:
     @pytest.mark.parametrize(
         "body", [b"[" * 200_000, b"{}", b'{"a": 1}', b"[1]", b"null", b"\xff\xfe"], ids=lambda body: repr(body[:8])
     )
-    def test_invalid_listing_is_replaced_by_the_next_hub(self, root: Root, play: Any, body: bytes) -> None:
+    def test_pull_uses_the_next_hub_after_an_invalid_listing(self, root: Root, play: Any, body: bytes) -> None:
         invalid_hub = hub_server.start(play, REPO, FILES)
         invalid_hub.content[TREE] = body
         work = pinned_by_sha256(root, invalid_hub, hub_server.start(play, REPO, FILES))
         run(work)
         assert is_whole(work)
 
-    def test_listing_with_an_invalid_next_page_is_replaced_by_the_next_hub(self, root: Root, play: Any) -> None:
+    def test_pull_uses_the_next_hub_after_a_listing_with_an_invalid_link_to_its_next_page(
+        self, root: Root, play: Any
+    ) -> None:
         invalid_hub = hub_server.start(play, REPO, FILES)
         invalid_hub.headers[TREE] = {"Link": '<http://[>; rel="next"'}
         work = pinned_by_sha256(root, invalid_hub, hub_server.start(play, REPO, FILES))
@@ -113,13 +115,13 @@ class TestListings:
         with pytest.raises(HubError, match="sent an invalid response to a request for"):
             run(pull_of(root, played.url))
 
-    def test_listing_with_a_broken_connection_is_retried(self, root: Root, play: Any) -> None:
+    def test_listing_is_requested_again_after_a_broken_connection(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, Fault("/tree/", cut=20, times=2))
         work = pull_of(root, played.url)
         run(work)
         assert is_whole(work)
 
-    def test_retry_after_of_an_hour_for_a_listing_is_not_waited_for(self, root: Root, play: Any) -> None:
+    def test_pull_fails_without_a_wait_if_the_listing_has_a_retry_after_of_an_hour(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, Fault("/tree/", status=429, headers={"Retry-After": "3600"}))
         with pytest.raises(HubError, match="answers 429"):
             run(pull_of(root, played.url))
@@ -134,9 +136,9 @@ class TestBodies:
             (Fault(WEIGHTS, chunked=1 << 20), "it sent fewer bytes than the partial file holds"),
             (Fault(WEIGHTS, status=200, body=b""), "but the pinned size is 3,000,000 bytes"),
         ],
-        ids=["portal", "416", "no length", "empty"],
+        ids=["login page", "416", "chunked body without a length", "empty body"],
     )
-    def test_wrong_response_keeps_the_right_partial_file(
+    def test_wrong_response_for_a_file_keeps_the_right_partial_file(
         self, root: Root, play: Any, fault: Fault, reason: str
     ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
@@ -158,7 +160,9 @@ class TestBodies:
         run(next_pull)
         assert is_whole(next_pull)
 
-    def test_link_in_the_place_of_a_partial_file_is_not_followed(self, root: Root, play: Any, tmp_path: Path) -> None:
+    def test_link_in_the_place_of_a_partial_file_is_replaced_and_its_target_unchanged(
+        self, root: Root, play: Any, tmp_path: Path
+    ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         victim = tmp_path / "victim"
         victim.write_text("mine")
@@ -169,29 +173,33 @@ class TestBodies:
         assert is_whole(work)
         assert victim.read_text() == "mine"
 
-    def test_wait_has_the_length_of_retry_after(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pull_waits_for_a_busy_hub_for_the_seconds_of_retry_after(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("provision.net.download.time", Standing())
         busy = [Fault(path, status=429, headers={"Retry-After": "300"}, times=1) for path in (WEIGHTS, "/tree/")]
         work = pull_of(root, hub_server.start(play, REPO, FILES, *busy).url)
-        messages, waits = quick(work.health)
+        messages, waits = skip_waits(work.health)
         run(work)
         assert is_whole(work)
         assert waits == pytest.approx([300, 300], abs=0.1)
         assert all("waiting 300 s, as Retry-After requests" in text for text in messages)
         assert len(messages) == 2
 
-    def test_busy_hub_is_not_waited_for_if_another_has_the_file(self, root: Root, play: Any) -> None:
+    def test_pull_uses_another_hub_with_the_file_instead_of_waiting_for_a_busy_hub(self, root: Root, play: Any) -> None:
         busy = Fault("", status=429, headers={"Retry-After": "300"})
         work = pinned_by_sha256(root, hub_server.start(play, REPO, FILES, busy), hub_server.start(play, REPO, FILES))
-        _, waits = quick(work.health)
+        _, waits = skip_waits(work.health)
         run(work)
         assert is_whole(work)
         assert not waits
 
-    def test_waits_end_at_the_limit_of_the_run(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pull_from_a_busy_hub_fails_when_its_waits_reach_the_limit_of_the_run(
+        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         played = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=429, headers={"Retry-After": "500"}))
         work = pull_of(root, played.url)
-        _, waits = quick(work.health)
+        _, waits = skip_waits(work.health)
         clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(waits), time=time.time)
         for module in ("source_health", "download"):
             monkeypatch.setattr(f"provision.net.{module}.time", clock)
@@ -199,12 +207,12 @@ class TestBodies:
             run(work)
         assert 500 <= sum(waits) <= 1200
 
-    def test_retry_after_of_an_hour_for_a_file_is_not_waited_for(self, root: Root, play: Any) -> None:
+    def test_pull_fails_without_a_wait_if_a_file_has_a_retry_after_of_an_hour(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, status=503, headers={"Retry-After": "3600"}))
         with pytest.raises(FirstlightError, match="Retry-After of 3,600 s"):
             run(pull_of(root, played.url))
 
-    def test_etag_that_is_not_a_hash_is_ignored(self, root: Root, play: Any) -> None:
+    def test_etag_of_a_file_that_is_not_a_hash_is_ignored(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         for path, headers in played.headers.items():
             if "/resolve/" in path:
@@ -217,13 +225,15 @@ class TestBodies:
             SHA256[path] if path.endswith(".safetensors") else git_sha1(content) for path, content in FILES.items()
         }
 
-    def test_error_has_the_faults_of_all_files(self, root: Root, play: Any) -> None:
+    def test_error_of_a_pull_names_the_fault_of_each_file(self, root: Root, play: Any) -> None:
         faults = (Fault(WEIGHTS, status=404), Fault("vae/model.safetensors", flip=True))
         with pytest.raises(FirstlightError, match="answers 404") as raised:
             run(pull_of(root, hub_server.start(play, REPO, FILES, *faults).url))
         assert "vae/model.safetensors was not accepted" in str(raised.value)
 
-    def test_status_403_of_a_redirect_target_is_not_a_gated_repository(self, root: Root, play: Any) -> None:
+    def test_redirect_target_that_answers_403_is_not_reported_as_a_gated_repository(
+        self, root: Root, play: Any
+    ) -> None:
         target_server = play({"/data": FILES[WEIGHTS]}, Fault("/data", status=403))
         redirect = Fault(
             f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{target_server.url}/data"}
@@ -232,7 +242,7 @@ class TestBodies:
             run(pull_of(root, hub_server.start(play, REPO, FILES, redirect).url))
         assert "gated" not in str(raised.value)
 
-    def test_gated_error_of_a_mirror_suggests_send_token_to(self, root: Root, play: Any) -> None:
+    def test_gated_repository_on_a_mirror_is_an_error_that_suggests_send_token_to(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
         with pytest.raises(
             AccessError, match=r"or allow the token for this hub: --send-token-to 127\.0\.0\.1:\d+"
@@ -242,8 +252,8 @@ class TestBodies:
 
 
 class TestPresentFiles:
-    def test_blob_without_the_pinned_hash_is_downloaded_again(self, root: Root, play: Any) -> None:
-        """huggingface_hub has downloaded another file of the same size from a mirror whose listing confirms it."""
+    def test_present_blob_that_does_not_match_the_pinned_hash_is_downloaded_again(self, root: Root, play: Any) -> None:
+        """Start with a wrong file of the same size, as huggingface_hub gets it from a mirror that lists its hash."""
         wrong_content = b'{"a": 6}\n'
         wrong_hub = hub_server.start(play, REPO, {**FILES, CONFIG: wrong_content})
         work = pinned_by_sha256(root, wrong_hub, hub_server.start(play, REPO, FILES))
@@ -259,7 +269,7 @@ class TestPresentFiles:
 
     @pytest.fixture
     def official(self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
-        """Return the official hub, from which the model was pulled; the recorded hashes are lost."""
+        """Pull the model without pins from an official hub, delete the recorded hashes, and return the hub."""
         played = hub_server.start(play, REPO, FILES)
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
         run(pull_of(root, played.url, pinned=False))
@@ -267,7 +277,7 @@ class TestPresentFiles:
         return played
 
     @pytest.mark.parametrize("content", [b'{"a": 6}\n', FILES[CONFIG]], ids=["other content", "the right content"])
-    def test_real_file_in_the_place_of_a_link_is_compared_with_the_official_listing(
+    def test_real_file_in_the_place_of_a_snapshot_link_is_verified_with_the_official_listing(
         self, root: Root, official: Played, content: bytes
     ) -> None:
         work = pull_of(root, official.url, pinned=False)
@@ -281,7 +291,7 @@ class TestPresentFiles:
             "the corrupt file is kept"
         )
 
-    def test_present_file_without_a_pin_stays_if_the_official_hub_is_not_used(
+    def test_present_files_without_a_pinned_hash_stay_if_only_a_mirror_is_used(
         self, root: Root, play: Any, official: Played
     ) -> None:
         mirror = hub_server.start(play, REPO, FILES)
@@ -289,7 +299,7 @@ class TestPresentFiles:
         assert (plan.needed, plan.unproven) == ([], len(FILES))
         assert "without a pinned hash" in models_output.plan_line("m", plan)
 
-    def test_official_hash_replaces_a_hash_of_a_mirror(
+    def test_hash_from_the_official_hub_replaces_a_recorded_hash_of_a_mirror(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         mirror = hub_server.start(play, REPO, {**FILES, CONFIG: b'{"a": 6}\n'})
@@ -316,7 +326,7 @@ class TestPresentFiles:
         unpinned = pull_of(root, played.url, pinned=False)
         assert all(state.state == "ok" for state in unpinned.check_files(Depth.HASH))
 
-    def test_pin_of_the_manifest_goes_before_every_listing(
+    def test_hash_pinned_in_the_manifest_goes_before_a_different_hash_in_a_listing(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Pull with a mirror's hashes; then pin the files, while the official hub lists other content."""
@@ -330,7 +340,9 @@ class TestPresentFiles:
         assert not wrong_hub.requests, "a complete pinned model makes no request"
 
     @pytest.mark.parametrize("size", [5, 3_000_001, 10**15])
-    def test_wrong_unpinned_size_of_one_hub_is_ignored(self, root: Root, play: Any, size: int) -> None:
+    def test_wrong_size_in_the_listing_of_one_hub_is_ignored_if_no_size_is_pinned(
+        self, root: Root, play: Any, size: int
+    ) -> None:
         digest = SHA256[WEIGHTS]
         head = f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
         wrong_hub = hub_server.start(play, REPO, FILES, Fault(f"/resolve/{REVISION}/{WEIGHTS}", status=404))
@@ -346,8 +358,10 @@ class TestPresentFiles:
         assert (work.snapshot / WEIGHTS).read_bytes() == FILES[WEIGHTS]
         assert work.arrived == 300_000
 
-    def test_file_removed_during_the_pull_is_not_downloaded_unverified(self, root: Root, play: Any) -> None:
-        """Another run removes a right file after the plan; the mirror has other bytes for it."""
+    def test_file_that_is_removed_during_the_pull_is_an_error_and_is_not_downloaded(
+        self, root: Root, play: Any
+    ) -> None:
+        """Remove a right file after the plan, as another run may do; the mirror has other bytes for that file."""
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         run(work)

@@ -40,7 +40,7 @@ OLD = "2" * 40
 
 class TestLocks:
     @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC], ids=["no permission", "no space"])
-    def test_lock_that_cannot_be_created_stops_the_pull(
+    def test_blob_lock_that_cannot_be_created_stops_the_pull_before_a_download(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
         def refuse(self: blob_lock.BlobLock) -> bool:
@@ -56,7 +56,7 @@ class TestLocks:
         assert not gets(played, "/resolve/")
         assert not list(work.snapshot.rglob("*.json"))
 
-    def test_wait_for_another_process_is_reported_once(self, root: Root, play: Any) -> None:
+    def test_wait_for_a_file_that_another_process_downloads_is_reported_once(self, root: Root, play: Any) -> None:
         played = hub_server.start(play, REPO, FILES)
         work = pull_of(root, played.url)
         plan = work.plan()
@@ -74,7 +74,7 @@ class TestLocks:
         assert is_whole(work)
         assert messages == [f"{WEIGHTS} is being downloaded by another process; waiting for it"]
 
-    def test_records_of_two_parallel_processes_are_both_kept(self, root: Root, play: Any) -> None:
+    def test_recorded_hashes_and_stand_ins_of_two_parallel_processes_are_all_kept(self, root: Root, play: Any) -> None:
         script = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
@@ -106,7 +106,7 @@ class TestLocks:
 
 class TestMain:
     def add_older_commit(self, work: Any) -> None:
-        """Add another commit to the repository, to which main is set."""
+        """Add the snapshot of another commit to the repository, and set refs/main to that commit."""
         snapshot = work.folder / "snapshots" / OLD
         snapshot.mkdir(parents=True)
         (work.folder / "refs").mkdir(exist_ok=True)
@@ -116,14 +116,16 @@ class TestMain:
         blob.write_bytes(b"old")
         (snapshot / "old.json").symlink_to(blob)
 
-    def test_main_that_firstlight_has_set_follows_the_manifest(self, root: Root, play: Any) -> None:
+    def test_refs_main_that_firstlight_has_set_changes_to_the_revision_of_the_manifest(
+        self, root: Root, play: Any
+    ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         self.add_older_commit(work)
         (work.folder / "firstlight-main").write_text(OLD)
         run(work)
         assert (work.folder / "refs/main").read_text() == REVISION
 
-    def test_main_that_another_program_has_set_stays_with_a_note(self, root: Root, play: Any) -> None:
+    def test_refs_main_that_another_program_has_set_stays_and_a_note_is_added(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         self.add_older_commit(work)
         run(work)
@@ -133,7 +135,7 @@ class TestMain:
         assert note.endswith("To load the pulled files, add the argument revision=1111111…")
 
     @pytest.mark.parametrize("text", ["", "no commit", "3" * 40])
-    def test_invalid_main_is_replaced(self, root: Root, play: Any, text: str) -> None:
+    def test_invalid_refs_main_is_replaced_by_the_pulled_revision(self, root: Root, play: Any, text: str) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         (work.folder / "refs").mkdir(parents=True)
         (work.folder / "refs/main").write_text(text)
@@ -143,10 +145,10 @@ class TestMain:
 
 class TestRemoval:
     def manifest_of(self, root: Root) -> manifest.Manifest:
-        """Return the manifest of a root."""
+        """Load `models.toml` of a root, and return the manifest."""
         return manifest.load(root.path / "models.toml")
 
-    def test_older_commit_is_listed_and_can_be_removed(self, root: Root, play: Any) -> None:
+    def test_commit_that_no_model_pins_is_listed_and_can_be_removed(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         TestMain().add_older_commit(work)
         run(work)
@@ -179,7 +181,7 @@ class TestRemoval:
         remove(root, self.manifest_of(root), "m")
         assert not work.folder.exists()
 
-    def test_removal_keeps_the_partial_file_of_another_entry(self, root: Root, play: Any) -> None:
+    def test_removal_keeps_the_partial_file_of_another_model(self, root: Root, play: Any) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url)
         run(work)
         other = {"half.safetensors": b"half" * 100}
@@ -196,7 +198,9 @@ class TestRemoval:
         assert not list(work.snapshot.rglob("*.json"))
 
     @pytest.mark.parametrize("pinned", [True, False])
-    def test_removal_keeps_a_shared_store(self, root: Root, play: Any, pinned: bool) -> None:
+    def test_removal_keeps_a_blob_in_the_store_that_repositories_share(
+        self, root: Root, play: Any, pinned: bool
+    ) -> None:
         work = pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=pinned, trust=True)
         run(work)
         root.model_pins.unlink(missing_ok=True)
@@ -213,7 +217,7 @@ class TestRemoval:
 
 
 class TestStandIns:
-    def test_stand_in_without_one_of_its_files_is_incomplete(self, root: Root) -> None:
+    def test_stand_in_without_one_of_its_files_is_not_used(self, root: Root) -> None:
         folder = stand_ins.folder_of(root, "m")
         blobs = {"unet/a.json": "1" * 64, "vae/b.json": "2" * 64}
         revision = stand_ins._revision(blobs)
@@ -288,7 +292,9 @@ class TestSecrets:
         run(pull_of(root, played.url))
         assert {token for _, _, token in [*target_server.requests, *played.requests]} == {None}
 
-    def test_disabled_implicit_token_is_sent_only_to_named_hosts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_token_is_sent_only_to_named_hosts_if_the_implicit_token_is_disabled(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         official = official_hub.official_endpoint()
         assert Hub({}, endpoint=official).token == TOKEN
@@ -296,7 +302,7 @@ class TestSecrets:
         hub = Hub({"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, endpoint=official, token_hosts=[official])
         assert hub.token == TOKEN, "a host that the user has named gets the token"
 
-    def test_token_with_invalid_characters_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_token_with_a_non_ascii_character_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_TOKEN", "hf_\N{GREEK SMALL LETTER ALPHA}")
         with pytest.raises(FirstlightError, match="token contains invalid characters"):
             Hub({}, endpoint=official_hub.official_endpoint()).headers()
@@ -322,11 +328,13 @@ class TestSecrets:
             (":99999", "https://host", False),
         ],
     )
-    def test_token_host_matches_in_any_form(self, named: str, endpoint: str, is_match: bool) -> None:
+    def test_host_named_for_the_token_matches_an_endpoint_with_the_same_host_and_port(
+        self, named: str, endpoint: str, is_match: bool
+    ) -> None:
         assert is_host(named, endpoint) is is_match
 
 
-def test_named_endpoint_is_the_only_hub(root: Root, play: Any) -> None:
+def test_endpoint_that_a_flag_names_is_the_only_hub_of_a_pull(root: Root, play: Any) -> None:
     assert [hub.endpoint for hub in Hubs(root, {}, endpoint="http://127.0.0.1:9").every()] == ["http://127.0.0.1:9"]
 
 
@@ -340,7 +348,7 @@ class TestCommands:
         (tmp_path / "host.toml").write_text("relocate = []\n")
         return ["--host", str(tmp_path / "host.toml"), "--envs", str(envs), "--endpoint", hub.url]
 
-    def test_three_parallel_commands_download_each_byte_once(self, flags: list[str], home: Path) -> None:
+    def test_three_parallel_pull_commands_download_each_byte_once(self, flags: list[str], home: Path) -> None:
         argv = [sys.executable, "-m", "provision", "models", "pull", "m", "--json", *flags]
         processes = [subprocess.Popen(argv, stdout=subprocess.PIPE, env=dict(os.environ)) for _ in range(3)]
         rows = [json.loads(process.communicate()[0])["models"][0] for process in processes]
@@ -348,7 +356,9 @@ class TestCommands:
         assert sum(row["bytes_fetched"] for row in rows) == sum(map(len, FILES.values()))
         assert gets(self.hub, WEIGHTS) == 1
 
-    def test_blocked_pull_is_reported_in_json(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pull_without_enough_space_is_reported_in_json_and_ends_before_the_next_model(
+        self, flags: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
         result = CliRunner().invoke(models.app, ["pull", "m", "n", "--json", *flags])
         document = json.loads(result.stdout)
@@ -356,12 +366,12 @@ class TestCommands:
         assert [row["name"] for row in document["models"]] == ["m"], "the next model would not fit either"
         assert "bytes are free" in document["models"][0]["error"]
 
-    def test_token_host_that_no_hub_uses_is_refused(self, flags: list[str]) -> None:
+    def test_pull_is_refused_if_no_hub_is_on_the_host_of_send_token_to(self, flags: list[str]) -> None:
         result = CliRunner().invoke(models.app, ["pull", "m", "--send-token-to", "huggingface.example", *flags])
         assert result.exit_code == 2
         assert "this pull uses no hub on that host. Its hubs are: http://127.0.0.1" in result.stderr
 
-    def test_internal_error_shows_no_secret(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_internal_error_of_a_pull_shows_no_token(self, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(*_: object, **__: object) -> None:
             raise ZeroDivisionError(f"with {TOKEN}")
 

@@ -71,7 +71,7 @@ class TestTokens:
         assert target_server.requests
         assert {token for _, _, token in target_server.requests} == {None}
 
-    def test_expired_redirect_is_requested_again(self, root: Root, play: Any) -> None:
+    def test_redirect_that_has_expired_is_requested_again_from_the_hub(self, root: Root, play: Any) -> None:
         target_server = play({"/data": FILES[WEIGHTS]}, Fault("/data", status=403, times=1))
         redirect = Fault(
             f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{target_server.url}/data"}
@@ -81,7 +81,7 @@ class TestTokens:
         assert is_whole(work)
         assert len(target_server.requests) == 2
 
-    def test_next_page_of_a_listing_is_requested_from_the_same_hub(
+    def test_next_page_of_a_listing_is_requested_from_the_hub_and_not_from_a_foreign_link(
         self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other_server = play({})
@@ -94,7 +94,7 @@ class TestTokens:
         assert {token for _, _, token in other_server.requests} <= {None}
         assert played.paths.count(tree) >= 2
 
-    def test_password_of_netrc_is_not_sent_instead_of_the_token(
+    def test_mirror_gets_neither_the_token_nor_a_password_of_netrc(
         self, root: Root, play: Any, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (home / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
@@ -117,13 +117,15 @@ class TestPins:
         assert is_whole(work)
         assert gets(mirror, WEIGHTS) == 1, "a pinned file may come from a mirror"
 
-    def test_hash_of_a_mirror_is_refused_by_default(self, root: Root, play: Any) -> None:
+    def test_pull_of_an_unpinned_model_from_a_mirror_is_refused_without_trust_mirror(
+        self, root: Root, play: Any
+    ) -> None:
         mirror = hub_server.start(play, REPO, FILES)
         with pytest.raises(HubError, match="--trust-mirror"):
             run(pull_of(root, mirror.url, pinned=False))
         assert not gets(mirror, "/resolve/")
 
-    def test_accepted_hash_of_a_mirror_is_recorded_with_its_source(self, root: Root, play: Any) -> None:
+    def test_hash_of_a_trusted_mirror_is_recorded_with_the_address_of_the_mirror(self, root: Root, play: Any) -> None:
         mirror = hub_server.start(play, REPO, FILES)
         work = pull_of(root, mirror.url, pinned=False, trust=True)
         run(work)

@@ -1,4 +1,4 @@
-"""Tests the seed: the bytes and listings that it serves, and its answers to invalid requests."""
+"""Tests the server of `models seed`: the bytes and listings that it serves, and its responses to invalid requests."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Response:
 
 @dataclass
 class Seed:
-    """Hold the port of a running seed, and the open connections to it."""
+    """Hold the port of a running seed server, and the open connections to the server."""
 
     port: int
     open: list[http.client.HTTPConnection] = field(default_factory=list)
@@ -56,14 +56,14 @@ class Seed:
         return self.open[-1]
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Response:
-        """Send a request on a new connection."""
+        """Send a request on a new connection, and return the whole response."""
         return send(self.connect(), method, path, body, **headers)
 
 
 def send(
     line: http.client.HTTPConnection, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> Response:
-    """Send a request, and return the whole response."""
+    """Send a request on a connection, and return the whole response; `_` in a header's name stands for `-`."""
     line.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
     response = line.getresponse()
     return Response(response.status, dict(response.getheaders()), response.read())
@@ -71,7 +71,7 @@ def send(
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """Return the folder of one repository in a hub cache."""
+    """Return the folder of one repository in a hub cache, with FILES and a large sparse file."""
     folder = tmp_path / "hub/models--owner--model"
     (folder / "blobs").mkdir(parents=True)
     for path, content in FILES.items():
@@ -84,7 +84,7 @@ def cache(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def seed(cache: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[Seed]:
-    """Start a seed of the cache; at the end of the test it must have printed nothing."""
+    """Start a seed server of the cache; assert at the end of the test that stderr is empty."""
     model = seed_server.served(REPO, REVISION, "mit", cache / "snapshots" / REVISION, [*FILES, LARGE, "absent.json"])
     running = seed_server.server([model], "127.0.0.1", 0)
     running.daemon_threads = False  # so that the shutdown waits for every response
@@ -125,7 +125,7 @@ def test_file_is_served_with_its_bytes_and_hash(seed: Seed, path: str) -> None:
     assert head.headers["Content-Length"] == str(len(FILES[path])) == response.headers["Content-Length"]
 
 
-def test_listing_has_all_served_files(seed: Seed) -> None:
+def test_listing_has_all_served_files_and_no_absent_one(seed: Seed) -> None:
     tree = {
         row["path"]: row for row in json.loads(seed.request("GET", f"{INFO}/tree/{REVISION}?recursive=True").content)
     }
@@ -152,7 +152,7 @@ def test_listing_has_all_served_files(seed: Seed) -> None:
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_valid_range_is_served_and_an_invalid_one_ignored(
+def test_valid_range_is_served_and_an_invalid_range_header_is_ignored(
     seed: Seed, range_header: str, status: int, begin: int, end: int
 ) -> None:
     line = seed.connect()
@@ -163,7 +163,7 @@ def test_valid_range_is_served_and_an_invalid_one_ignored(
     assert send(line, "GET", INFO).status == 200, "the connection stays open"
 
 
-def test_range_of_an_empty_file_is_refused(seed: Seed) -> None:
+def test_range_of_an_empty_file_gets_416(seed: Seed) -> None:
     assert seed.request("GET", f"{PLACE}/empty.txt", Range="bytes=0-").status == 416
     assert seed.request("GET", f"{PLACE}/empty.txt", Range="bytes=4-2").status == 200
 
@@ -191,14 +191,14 @@ def test_range_of_an_empty_file_is_refused(seed: Seed) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_other_paths_are_not_found(seed: Seed, method: str, path: str) -> None:
+def test_path_that_is_not_served_gets_404(seed: Seed, method: str, path: str) -> None:
     response = seed.request(method, path)
     assert (response.status, response.content) == (404, b"")
     if "/tree/" in path:
         assert response.headers["X-Error-Code"] == "RevisionNotFound"
 
 
-def test_paths_info_lists_the_requested_files(seed: Seed) -> None:
+def test_paths_info_lists_the_requested_files_and_rejects_an_invalid_body(seed: Seed) -> None:
     line = seed.connect()
     place = f"{INFO}/paths-info/{REVISION}"
     response = send(line, "POST", place, json.dumps({"paths": ["w.safetensors", "absent.json"]}).encode())
@@ -220,14 +220,16 @@ def test_paths_info_lists_the_requested_files(seed: Seed) -> None:
     ],
     ids=["too large", "too many digits", "negative", "both framings"],
 )
-def test_unread_body_closes_the_connection(seed: Seed, header: str, value: str, status: int) -> None:
+def test_request_whose_body_is_not_read_is_rejected_and_closes_the_connection(
+    seed: Seed, header: str, value: str, status: int
+) -> None:
     head = f"POST {INFO}/paths-info/main HTTP/1.1\r\nHost: x\r\n{header}: {value}\r\n\r\n"
     response = raw(seed, head.encode())
     assert response.startswith(f"HTTP/1.1 {status} ".encode())
     assert b"\r\nconnection: close\r\n" in response.lower()
 
 
-def test_client_that_disconnects_causes_no_error(seed: Seed) -> None:
+def test_client_that_disconnects_causes_no_printed_error(seed: Seed) -> None:
     idle, busy = seed.connect(), seed.connect()
     assert send(idle, "GET", INFO).status == 200
     busy.request("GET", f"{PLACE}/{LARGE}")
@@ -285,7 +287,7 @@ def test_server_with_a_token_serves_only_requests_that_have_it(
             connection.close()
 
 
-def test_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
+def test_blob_in_a_shared_store_is_listed_with_its_hash_in_the_repository(tmp_path: Path) -> None:
     """Keep the blob in a store of all repositories, under another hash, as the Xet client does."""
     content = FILES["w.safetensors"]
     store = tmp_path / "hub/blobs/ab" / ("ab" + "c" * 62)
@@ -302,7 +304,7 @@ def test_blob_in_a_shared_store_keeps_its_own_name(tmp_path: Path) -> None:
     assert model.files["unet/w.safetensors"].read_bytes() == content
 
 
-def test_file_without_a_hash_as_name_is_not_served(tmp_path: Path) -> None:
+def test_snapshot_file_whose_blob_is_not_named_by_a_hash_is_not_served(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
     (snapshot / "copy.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Tests the repair of snapshots and refs from the blobs; huggingface_hub assert_loads the result."""
+"""Tests the repair of snapshots and refs from the blobs; huggingface_hub loads the repaired repository."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def root(tmp_path: Path, hub: FakeHub) -> Root:
 
 
 def step(root: Root, *models: models_config.ModelSpec) -> SnapshotStep:
-    """Return the step for a root and these models."""
+    """Return the step that repairs the hub cache of a root; `models` are those of the manifest."""
     return SnapshotStep(root, models, Journal(root.journal))
 
 
@@ -52,7 +52,7 @@ def manifest(hub: FakeHub, tmp_path: Path) -> models_config.ModelSpec:
 
 
 def repair_once(step_to_apply: SnapshotStep) -> None:
-    """Apply a step; a second application must write nothing."""
+    """Apply a drifted step; assert that its state is ok afterwards and that a second application writes nothing."""
     assert step_to_apply.check().state is State.DRIFTED
     step_to_apply.apply()
     assert step_to_apply.check().state is State.OK
@@ -62,7 +62,7 @@ def repair_once(step_to_apply: SnapshotStep) -> None:
 
 
 def assert_loads(root: Root, hub: FakeHub) -> None:
-    """Load the snapshot offline by the name of its repository, and compare all files."""
+    """Assert that huggingface_hub loads the repository offline by its id, and that all files are right."""
     folder = snapshot_download(hub.repo, cache_dir=root.hub, local_files_only=True)
     from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_snapshot_without_a_listing_is_rebuilt_from_the_manifest(root: Root, hub
         shutil.rmtree(repo(root) / name)
     (repo(root) / "blobs").rename(repo(root) / "old")
     (repo(root) / "blobs").mkdir()
-    for file in model.files:  # as `models pull` names them
+    for file in model.files:  # `models pull` names a blob by its sha256
         old_blob = next(blob for blob in (repo(root) / "old").iterdir() if blob.stat().st_size == file.size)
         shutil.copy(old_blob, repo(root) / "blobs" / str(file.sha256))
     assert step(root).check().state is State.OK, "the blobs are unknown"
@@ -100,7 +100,7 @@ def test_snapshot_without_a_listing_is_rebuilt_from_the_manifest(root: Root, hub
     assert_loads(root, hub)
 
 
-def test_blob_of_the_wrong_size_is_not_linked(root: Root, hub: FakeHub) -> None:
+def test_blob_of_the_wrong_size_gets_no_snapshot_link(root: Root, hub: FakeHub) -> None:
     step(root).apply()
     shutil.rmtree(repo(root) / "snapshots")
     for blob in (repo(root) / "blobs").iterdir():
@@ -111,7 +111,7 @@ def test_blob_of_the_wrong_size_is_not_linked(root: Root, hub: FakeHub) -> None:
     assert [path.name for path in (repo(root) / "snapshots" / hub.revision).iterdir()] == ["config.json"]
 
 
-def test_path_outside_of_the_snapshot_is_not_linked(root: Root, hub: FakeHub) -> None:
+def test_listed_path_outside_of_the_snapshot_gets_no_link(root: Root, hub: FakeHub) -> None:
     tree = next((repo(root) / "trees").iterdir())
     listing = json.loads(tree.read_text())
     listing["files"]["../../../../evil"] = listing["files"].pop("config.json")
@@ -126,13 +126,13 @@ def test_path_outside_of_the_snapshot_is_not_linked(root: Root, hub: FakeHub) ->
     ["", "{}", '{"format_version": 99, "files": {}}', '{"format_version": 1, "files": 3}', "[" * 10**5],
     ids=["empty", "nothing", "another format", "no files", "too deep"],
 )
-def test_invalid_listing_is_ignored(root: Root, text: str) -> None:
+def test_invalid_stored_listing_is_ignored(root: Root, text: str) -> None:
     shutil.rmtree(repo(root) / "snapshots")
     next((repo(root) / "trees").iterdir()).write_text(text)
     assert step(root).check().state is State.OK
 
 
-def test_missing_cache_is_ok(tmp_path: Path) -> None:
+def test_check_of_a_missing_hub_cache_is_ok(tmp_path: Path) -> None:
     assert step(Root(tmp_path / "none")).check().state is State.OK
 
 
@@ -145,7 +145,7 @@ def test_only_models_of_the_manifest_are_repaired_in_the_home_cache(home: Path, 
     assert step(root, manifest(hub, tmp_path)).check().state is State.DRIFTED
 
 
-def test_second_link_to_a_blob_is_rebuilt(root: Root, hub: FakeHub) -> None:
+def test_lost_second_snapshot_link_to_one_blob_is_rebuilt(root: Root, hub: FakeHub) -> None:
     """Link one blob twice, as for the two tokenizers of SDXL, which have the same vocabulary."""
     step(root).apply()
     tree = next((repo(root) / "trees").iterdir())
@@ -157,8 +157,8 @@ def test_second_link_to_a_blob_is_rebuilt(root: Root, hub: FakeHub) -> None:
     assert second.read_bytes() == hub.files["config.json"]
 
 
-def test_dangling_links_are_replaced(root: Root, hub: FakeHub) -> None:
-    """Use a moved cache with absolute links to its old place."""
+def test_dangling_snapshot_links_of_a_moved_cache_are_replaced(root: Root, hub: FakeHub) -> None:
+    """Give the snapshot absolute links to the earlier place of the cache."""
     step(root).apply()
     links = [path for path in (repo(root) / "snapshots").rglob("*") if path.is_symlink()]
     for path in links:
@@ -170,14 +170,16 @@ def test_dangling_links_are_replaced(root: Root, hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "9" * 40, "main", "../blobs", "\xff"])
-def test_invalid_main_is_replaced(root: Root, hub: FakeHub, text: str) -> None:
+def test_invalid_refs_main_is_replaced_by_the_present_revision(root: Root, hub: FakeHub, text: str) -> None:
     step(root).apply()
     (repo(root) / "refs/main").write_text(text, encoding="latin-1")
     repair_once(step(root))
     assert_loads(root, hub)
 
 
-def test_invalid_main_is_set_to_the_pinned_revision(root: Root, hub: FakeHub, tmp_path: Path) -> None:
+def test_invalid_refs_main_beside_two_revisions_is_set_to_the_pinned_one(
+    root: Root, hub: FakeHub, tmp_path: Path
+) -> None:
     step(root).apply()
     other = "b" * 40
     shutil.copytree(repo(root) / "snapshots" / hub.revision, repo(root) / "snapshots" / other, symlinks=True)
@@ -194,15 +196,17 @@ def test_invalid_main_is_set_to_the_pinned_revision(root: Root, hub: FakeHub, tm
     assert (repo(root) / "refs/main").read_text() == other, "huggingface_hub takes every byte, also the line end"
 
 
-def test_snapshot_with_another_ref_needs_no_main(root: Root) -> None:
+def test_repository_with_another_ref_needs_no_refs_main(root: Root) -> None:
     step(root).apply()
     (repo(root) / "refs/main").rename(repo(root) / "refs/v1.0")
     assert step(root).check().state is State.OK
 
 
 @pytest.mark.parametrize("rest", ["nothing", "empty folders"])
-def test_removed_snapshot_is_not_rebuilt(root: Root, hub: FakeHub, tmp_path: Path, rest: str) -> None:
-    """Remove a snapshot whose blobs are linked by another revision."""
+def test_removed_snapshot_is_not_rebuilt_from_the_blobs_of_another_revision(
+    root: Root, hub: FakeHub, tmp_path: Path, rest: str
+) -> None:
+    """Rename the snapshot to another revision, which then uses all blobs."""
     step(root).apply()
     old, new = (repo(root) / "snapshots" / commit for commit in (hub.revision, "b" * 40))
     old.rename(new)
@@ -213,7 +217,7 @@ def test_removed_snapshot_is_not_rebuilt(root: Root, hub: FakeHub, tmp_path: Pat
     assert not [path for path in old.rglob("*") if not path.is_dir()]
 
 
-def test_pinned_blob_without_a_size_is_matched_by_its_name(root: Root, hub: FakeHub, tmp_path: Path) -> None:
+def test_blob_pinned_without_a_size_is_found_by_its_name_and_linked(root: Root, hub: FakeHub, tmp_path: Path) -> None:
     """Pin a file without its size, as the weights of ddpm-cat-256 are; the size in the listing still applies."""
     model = manifest(hub, tmp_path)
     files = [file.model_copy(update={"size": None}) for file in model.files if file.path == "model.safetensors"]
@@ -243,7 +247,7 @@ def run_in_parallel(*functions: Callable[[], None]) -> None:
             future.result()
 
 
-def test_parallel_runs_link_the_same_files(tmp_path: Path) -> None:
+def test_three_threads_that_make_the_same_snapshot_links_make_each_link_right(tmp_path: Path) -> None:
     for number in range(20):
         folder = tmp_path / str(number)
         files = [(f"unet/{index}.json", f"{index:040x}") for index in range(30)]
@@ -260,7 +264,7 @@ def test_parallel_runs_link_the_same_files(tmp_path: Path) -> None:
         assert len(list(folder.rglob("*"))) == 3 + 30 + 10, "no temporary file is left"
 
 
-def test_right_link_is_not_replaced(tmp_path: Path) -> None:
+def test_right_snapshot_link_is_kept_and_a_wrong_one_is_replaced(tmp_path: Path) -> None:
     link(tmp_path, "a", [("x.json", "1" * 40), ("y.json", "2" * 40)])
     right, wrong = (tmp_path / "snapshots/a" / name for name in ("x.json", "y.json"))
     status = right.lstat()

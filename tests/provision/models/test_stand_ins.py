@@ -58,7 +58,7 @@ def build(root: Root, envs: Path, name: str = "a", *, variant: str | None = None
     ), reports
 
 
-def test_stand_in_with_a_recorded_description_needs_no_environment(root: Root, envs: Path) -> None:
+def test_stand_in_with_a_recorded_description_is_built_without_an_environment(root: Root, envs: Path) -> None:
     snapshot, reports = build(root, envs)
     files = {path.name: path for path in snapshot.iterdir()}
     layout = {
@@ -80,7 +80,9 @@ def test_stand_in_with_a_recorded_description_needs_no_environment(root: Root, e
     assert {total for _, total in reports} == {2 * PARAMETERS}
 
 
-def test_weights_are_random_norms_are_one_and_no_image_is_flagged(root: Root, envs: Path) -> None:
+def test_stand_in_has_random_weights_norms_of_one_and_a_safety_checker_that_flags_no_image(
+    root: Root, envs: Path
+) -> None:
     import numpy as np
 
     snapshot, _ = build(root, envs)
@@ -103,7 +105,7 @@ def test_weights_are_random_norms_are_one_and_no_image_is_flagged(root: Root, en
     assert abs(float(big.mean(dtype="f8"))) < 0.001
 
 
-def test_variant_has_its_own_id_and_file_names(root: Root, envs: Path) -> None:
+def test_stand_in_of_a_variant_has_its_own_repository_id_and_file_names(root: Root, envs: Path) -> None:
     snapshot, _ = build(root, envs, "a@fp16+x", variant="fp16")
     assert snapshot.parent.parent.name == "models--stand-in--a.fp16"
     assert (snapshot / "diffusion_pytorch_model.fp16.safetensors").is_file()
@@ -131,7 +133,7 @@ def test_stand_in_with_an_empty_file_is_built_again(root: Root, envs: Path, path
     assert (rebuilt / file.relative_to(snapshot)).stat().st_size > 0
 
 
-def test_recorded_description_of_other_settings_is_ignored(root: Root, envs: Path) -> None:
+def test_recorded_description_of_an_architecture_with_other_settings_is_not_used(root: Root, envs: Path) -> None:
     path = envs / "architectures/a.json"
     path.write_text(path.read_text().replace('"sample_size": 8', '"sample_size": 16'))
     with pytest.raises(
@@ -141,7 +143,9 @@ def test_recorded_description_of_other_settings_is_ignored(root: Root, envs: Pat
     assert not list(root.hub.glob("*stand-in*"))
 
 
-def test_full_disk_leaves_no_files(small_disk: Path, envs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_of_a_stand_in_on_a_full_disk_is_blocked_and_leaves_no_files(
+    small_disk: Path, envs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = Root(small_disk)
     root.hub.mkdir(parents=True)
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 200_000))
@@ -154,7 +158,7 @@ def test_full_disk_leaves_no_files(small_disk: Path, envs: Path, monkeypatch: py
     assert not list(root.hub.glob("*stand-in*"))
 
 
-def test_interrupted_build_leaves_no_files_and_deletes_those_of_a_killed_one(
+def test_interrupted_build_of_a_stand_in_leaves_no_files_and_deletes_those_of_a_killed_build(
     root: Root, envs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (root.hub / ".firstlight-stand-in-a-killed/files").mkdir(parents=True)
@@ -171,8 +175,8 @@ def test_interrupted_build_leaves_no_files_and_deletes_those_of_a_killed_one(
     assert [path.name for path in root.hub.glob(".firstlight-*")] == [".firstlight-stand-in-ab-other"]
 
 
-def test_shipped_descriptions_belong_to_the_shipped_architectures() -> None:
-    """Otherwise the first setup would import torch, transformers and diffusers for the description."""
+def test_shipped_descriptions_have_the_parameter_counts_of_their_architectures() -> None:
+    """Check the descriptions without which the first setup imports torch, transformers and diffusers."""
     for name in ("ddpm-cat-256", "stable-diffusion-v1-5"):
         architecture = architectures.load(ENVS, name)
         assert architecture.description is not None, (

@@ -31,7 +31,7 @@ def root(tmp_path: Path) -> Root:
 
 
 def step(root: Root, tmp_path: Path, hub: FakeHub, *, pinned: bool = True, retry: bool = False) -> ModelStep:
-    """Return the step of a model in the hub's manifest."""
+    """Return the setup step of the model in the hub's manifest, which is pulled from the hub."""
     file = tmp_path / "models.toml"
     file.write_text(hub.manifest(pinned=pinned))
     model = toml.load_tables(file, models.ModelSpec)["model"]
@@ -78,7 +78,7 @@ def test_official_hub_gets_the_token(root: Root, tmp_path: Path, hub: FakeHub, m
     assert next(token for _, path, token in hub.seen if "/tree/" in path) == "Bearer hf_" + "a" * 20
 
 
-def test_broken_connection_is_resumed(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_download_is_resumed_after_a_broken_connection(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     size = len(hub.files["model.safetensors"])
     hub.faults["cut"] = {"model.safetensors": size // 2}
     model = step(root, tmp_path, hub)
@@ -87,7 +87,9 @@ def test_broken_connection_is_resumed(root: Root, tmp_path: Path, hub: FakeHub) 
     assert len(weight_requests(hub)) == 2
 
 
-def test_wrong_partial_file_is_detected_by_its_hash(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_partial_file_with_wrong_bytes_is_detected_and_downloaded_again(
+    root: Root, tmp_path: Path, hub: FakeHub
+) -> None:
     content = hub.files["model.safetensors"]
     model = step(root, tmp_path, hub)
     blob = model.pull.folder / "blobs" / hashlib.sha256(content).hexdigest()
@@ -98,7 +100,9 @@ def test_wrong_partial_file_is_detected_by_its_hash(root: Root, tmp_path: Path, 
     assert model.check(deep=True).state is State.OK
 
 
-def test_wrong_content_is_refused(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_file_with_another_hash_than_the_pin_is_refused_and_not_placed(
+    root: Root, tmp_path: Path, hub: FakeHub
+) -> None:
     wrong = bytes(len(hub.files["model.safetensors"]))
     hub.faults["content"] = {"model.safetensors": wrong}
     model = step(root, tmp_path, hub)
@@ -107,7 +111,7 @@ def test_wrong_content_is_refused(root: Root, tmp_path: Path, hub: FakeHub) -> N
     assert not list(root.hub_in_use.glob("**/snapshots/*/model.safetensors"))
 
 
-def test_file_with_another_listed_hash_is_not_requested(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_file_whose_listed_hash_differs_from_the_pin_is_not_requested(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     model = step(root, tmp_path, hub)
     hub.files["model.safetensors"] = b"x" * len(hub.files["model.safetensors"])
     with pytest.raises(FirstlightError, match="The file was not downloaded"):
@@ -153,7 +157,7 @@ def test_corrupt_blob_is_set_aside_and_downloaded_again(root: Root, tmp_path: Pa
     [{"status": 503}, {"status": 404}, {"status": 401}, {"tree": "<html>log in</html>"}, {"tree": '{"a": 1}'}],
     ids=["503", "404", "401", "login page", "not a list"],
 )
-def test_failing_hub_leads_to_a_recorded_stand_in(
+def test_model_of_a_failing_hub_is_a_recorded_fallback_until_the_hub_answers(
     root: Root, tmp_path: Path, hub: FakeHub, faults: dict[str, object]
 ) -> None:
     hub.faults.update(faults)
@@ -165,13 +169,15 @@ def test_failing_hub_leads_to_a_recorded_stand_in(
     assert step(root, tmp_path, hub).check().state is State.OK, "without retry, the hub is not contacted"
     later = step(root, tmp_path, hub, retry=True)
     assert later.retry_reason() == f"{hub.url} answers now"
-    assert step(root, tmp_path, hub).retry_reason() is None, "a status asks no network"
+    assert step(root, tmp_path, hub).retry_reason() is None, "without retry, no request is sent"
     later.apply()
     assert later.check().fallback is None
     assert json.loads(root.stand_ins.read_text()) == {}
 
 
-def test_stand_in_is_built_at_most_once_in_a_run(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_failed_build_of_a_stand_in_is_tried_once_in_a_run_and_again_in_the_next_run(
+    root: Root, tmp_path: Path, hub: FakeHub
+) -> None:
     hub.faults["status"] = 404
     step(root, tmp_path, hub).apply()
     tries: list[int] = []
@@ -191,7 +197,7 @@ def test_stand_in_is_built_at_most_once_in_a_run(root: Root, tmp_path: Path, hub
     assert (again.after, again.detail) == (State.DRIFTED, "the stand-in is not built"), "the next run tries again"
 
 
-def test_long_wait_is_reported(root: Root, tmp_path: Path, hub: FakeHub) -> None:
+def test_wait_of_300_seconds_for_a_hub_is_reported(root: Root, tmp_path: Path, hub: FakeHub) -> None:
     messages: list[str] = []
     first_step = step(root, tmp_path, hub)
     model = ModelStep(
@@ -208,7 +214,7 @@ def test_long_wait_is_reported(root: Root, tmp_path: Path, hub: FakeHub) -> None
     assert messages == ["model: waiting 300 s, as Retry-After requests"]
 
 
-def test_missing_space_is_an_error_before_the_download(
+def test_pull_without_enough_space_is_blocked_before_the_download(
     root: Root, tmp_path: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -220,7 +226,7 @@ def test_missing_space_is_an_error_before_the_download(
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://example.com", "nonsense", "http://8.8.8.8"])
-def test_insecure_endpoint_is_refused(url: str) -> None:
+def test_hub_endpoint_that_is_neither_https_nor_private_is_refused(url: str) -> None:
     with pytest.raises(SpecError, match="is not allowed"):
         check_address(url, "HF_ENDPOINT")
 
@@ -236,7 +242,7 @@ def test_insecure_endpoint_is_refused(url: str) -> None:
         "u:SECRET@x://host",
     ],
 )
-def test_error_of_a_refused_endpoint_hides_the_password(url: str) -> None:
+def test_error_of_a_refused_hub_endpoint_hides_its_password(url: str) -> None:
     with pytest.raises(SpecError, match="is not allowed") as raised:
         check_address(url, "HF_ENDPOINT")
     assert "SECRET" not in str(raised.value)
@@ -246,12 +252,14 @@ def test_error_of_a_refused_endpoint_hides_the_password(url: str) -> None:
     "url",
     ["https://example.com/", "http://127.0.0.1:80", "http://192.168.1.2", "http://localhost", "https://u:p@host/x"],
 )
-def test_secure_or_private_endpoint_is_accepted(url: str) -> None:
+def test_hub_endpoint_that_is_https_or_private_is_accepted(url: str) -> None:
     assert check_address(url, "HF_ENDPOINT") == url.rstrip("/")
 
 
 @pytest.mark.parametrize("path", ["../x.json", "/x.json", "a/../../x", "x.bin", "x.ckpt", "x.py", "a//b.json", "x.pkl"])
-def test_manifest_refuses_a_dangerous_path(tmp_path: Path, hub: FakeHub, path: str) -> None:
+def test_manifest_with_a_dangerous_file_path_is_refused_with_line_and_key(
+    tmp_path: Path, hub: FakeHub, path: str
+) -> None:
     hub.files = {path: b""}
     file = tmp_path / "models.toml"
     file.write_text(hub.manifest())

@@ -35,7 +35,7 @@ def tensor(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[s
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-def test_valid_header_is_read(tmp_path: Path) -> None:
+def test_valid_safetensors_header_is_read(tmp_path: Path) -> None:
     header = {
         "__metadata__": {"format": "pt"},
         "b": tensor(8, 12, [2], "F16"),
@@ -46,7 +46,9 @@ def test_valid_header_is_read(tmp_path: Path) -> None:
     assert (tensors["a"].elements, tensors["b"].dtype, tensors["s"].elements) == (2, "F16", 0)
 
 
-def test_file_of_the_real_library_is_read(tmp_path: Path, measured_python: Path) -> None:
+def test_header_of_a_file_that_the_real_safetensors_library_wrote_is_read(
+    tmp_path: Path, measured_python: Path
+) -> None:
     script = (
         "import sys, numpy as np; from safetensors.numpy import save_file\n"
         "save_file({'x': np.zeros((2, 3), 'float16'), 'y': np.zeros((), 'int64')}, sys.argv[1])\n"
@@ -76,14 +78,14 @@ def test_file_of_the_real_library_is_read(tmp_path: Path, measured_python: Path)
         ({"a": 7}, bytes(8), "has an invalid header"),
     ],
 )
-def test_error_of_an_invalid_header_has_the_reason(
+def test_invalid_safetensors_header_is_rejected_with_the_reason(
     tmp_path: Path, header: dict[str, Any], data: bytes, reason: str
 ) -> None:
     with pytest.raises(safetensors.WeightsError, match=reason):
         safetensors.read_header(write(tmp_path / "w", header, data))
 
 
-def test_too_long_header_is_not_read(tmp_path: Path) -> None:
+def test_safetensors_header_above_the_length_limit_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "w"
     for length, reason in (
         (6_000_001, "has a header of 6,000,001 bytes, more than the limit of 6,000,000"),
@@ -96,7 +98,7 @@ def test_too_long_header_is_not_read(tmp_path: Path) -> None:
             safetensors.read_header(path)
 
 
-def test_longest_header_needs_little_memory(tmp_path: Path) -> None:
+def test_reading_the_longest_allowed_header_needs_less_than_150_mib_of_memory(tmp_path: Path) -> None:
     rows = {f"t{number:07}": tensor(0, 0, [0]) for number in range(85_000)}
     path = write(tmp_path / "w", rows, b"")
     assert 5_000_000 < path.stat().st_size < 6_000_000
@@ -110,7 +112,7 @@ def test_longest_header_needs_little_memory(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_refused(content: bytes) -> None:
+def test_random_bytes_instead_of_a_header_raise_no_error_but_weights_error(content: bytes) -> None:
     import tempfile
     from pathlib import Path
 
@@ -124,7 +126,7 @@ def test_random_bytes_are_refused(content: bytes) -> None:
         assert len(content) >= 8
 
 
-def test_each_depth_detects_its_kind_of_fault(tmp_path: Path) -> None:
+def test_each_verification_depth_detects_its_kind_of_fault(tmp_path: Path) -> None:
     good = write(tmp_path / "good.safetensors", {"a": tensor(0, 8, [2])}, bytes(8))
     digest = hashlib.sha256(good.read_bytes()).hexdigest()
     size = good.stat().st_size
@@ -146,7 +148,7 @@ def test_each_depth_detects_its_kind_of_fault(tmp_path: Path) -> None:
     assert state(Depth.SIZE) == "corrupt"
 
 
-def test_states_are_in_the_order_of_the_files(tmp_path: Path) -> None:
+def test_verification_returns_the_states_in_the_order_of_the_files(tmp_path: Path) -> None:
     names = [f"{number}.json" for number in range(20)]
     for number, name in enumerate(names):
         (tmp_path / name).write_bytes(bytes(number * 100))
@@ -158,7 +160,7 @@ ENTRY = '[m]\nrepo = "o/m"\nrevision = "{}"\nlicense = "mit"\narchitecture = "x"
 
 
 def entry(*paths: str, extra: str = "") -> str:
-    """Return an entry of a manifest as TOML."""
+    """Return a manifest entry with these files as TOML; `extra` is appended."""
     rows = ", ".join(f"{{path = {json.dumps(path)}}}" for path in paths)
     return ENTRY.format("a" * 40, rows) + extra
 
@@ -200,13 +202,15 @@ def entry(*paths: str, extra: str = "") -> str:
         (["unet/a.json", "unet"], "listed twice"),
     ],
 )
-def test_manifest_refuses_dangerous_and_colliding_paths(tmp_path: Path, paths: list[str], reason: str) -> None:
+def test_manifest_with_dangerous_or_colliding_file_paths_is_refused(
+    tmp_path: Path, paths: list[str], reason: str
+) -> None:
     (tmp_path / "models.toml").write_text(entry(*paths))
     with pytest.raises(SpecError, match=reason):
         manifest.load(tmp_path / "models.toml")
 
 
-def test_manifest_accepts_weights_configuration_and_text(tmp_path: Path) -> None:
+def test_manifest_with_weights_configuration_and_text_files_is_accepted(tmp_path: Path) -> None:
     suffixes = ("safetensors", "json", "txt", "model", "md", "jinja", "yaml", "yml", "bpe", "vocab")
     paths = ["LICENSE", "a.b/NOTICE", "x.safetensors.index.json", *(f"{suffix}/x.{suffix}" for suffix in suffixes)]
     paths.append("CONFIG.JSON")
@@ -214,7 +218,7 @@ def test_manifest_accepts_weights_configuration_and_text(tmp_path: Path) -> None
     assert [file.path for file in manifest.load(tmp_path / "models.toml").pick("m").files] == paths
 
 
-def test_extra_adds_its_files(tmp_path: Path) -> None:
+def test_extra_of_a_model_adds_its_files_and_an_unknown_extra_is_rejected(tmp_path: Path) -> None:
     extra = 'extras.checker = [{path = "checker/a.json"}]\n'
     (tmp_path / "models.toml").write_text(entry("unet/a.json", "b.json", extra=extra))
     models = manifest.load(tmp_path / "models.toml")
@@ -227,7 +231,7 @@ def test_extra_adds_its_files(tmp_path: Path) -> None:
         manifest.load(tmp_path / "models.toml")
 
 
-def test_users_manifest_adds_entries(tmp_path: Path) -> None:
+def test_users_manifest_adds_models_and_an_invalid_name_in_it_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(entry("a.json"))
     (tmp_path / "mine.toml").write_text(entry("b.json").replace("[m]", "[mine]"))
     assert set(manifest.load(tmp_path / "models.toml", str(tmp_path / "mine.toml")).models) == {"m", "mine"}
@@ -242,7 +246,9 @@ class TestNames:
     NAME = "diffusion_pytorch_model.fp16.safetensors"
 
     @pytest.mark.parametrize("is_link", [False, True])
-    def test_file_name_with_the_length_of_a_hash_is_not_a_hash(self, tmp_path: Path, is_link: bool) -> None:
+    def test_file_name_of_40_characters_that_are_not_hexadecimal_is_not_taken_for_a_hash(
+        self, tmp_path: Path, is_link: bool
+    ) -> None:
         header = json.dumps({"a": {"dtype": "F16", "shape": [4], "data_offsets": [0, 8]}}).encode()
         blob = tmp_path / "blobs" / self.NAME if is_link else tmp_path / self.NAME
         blob.parent.mkdir(exist_ok=True)
@@ -253,6 +259,6 @@ class TestNames:
             "ok"
         ]
 
-    def test_name_of_a_real_file_is_not_a_hash(self, tmp_path: Path) -> None:
+    def test_hexadecimal_name_of_a_file_that_is_not_a_blob_is_not_taken_for_its_hash(self, tmp_path: Path) -> None:
         (tmp_path / ("a" * 40)).write_bytes(b"x")
         assert [state.state for state in verify.check_files(tmp_path, [ModelFile(path="a" * 40)], Depth.HASH)] == ["ok"]

@@ -1,4 +1,4 @@
-"""Tests the download of one file from several sources: the next source resumes it, and received bytes are kept."""
+"""Tests the download of a file from several sources: the next source resumes the file, and received bytes are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from provision.net.resumable_request import Source
 from provision.net.source_health import SourceHealth
 from tests.clock import Standing, Ticking
 from tests.provision.http_server import PORTAL, Fault, Played, Raw
-from tests.provision.model_pulls import quick
+from tests.provision.model_pulls import skip_waits
 
 if TYPE_CHECKING:
     import socket
@@ -33,7 +33,7 @@ def fetched(
     size: int | None = len(CONTENT),
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[str, SourceHealth]:
-    """Download the file, check its content, and return (source of the last byte, source health)."""
+    """Download the file from servers with the names m0, m1, …; return (name of the last source, source health)."""
     health = health or SourceHealth()
     source = download.download(
         session.Session(),
@@ -69,7 +69,9 @@ class TestOneFile:
         ],
         ids=["404", "403", "429", "timeout", "timeout in the middle", "broken connection", "another file"],
     )
-    def test_next_source_resumes_after_a_failure(self, play: Any, tmp_path: Path, fault: Fault, reason: str) -> None:
+    def test_next_source_resumes_the_file_after_a_failed_source(
+        self, play: Any, tmp_path: Path, fault: Fault, reason: str
+    ) -> None:
         bad, good = play({"/f": CONTENT}, fault), play({"/f": CONTENT})
         source, health = fetched(tmp_path / "part", bad, good)
         assert source == "m1"
@@ -77,7 +79,7 @@ class TestOneFile:
         if fault.cut or fault.stall_at:
             assert good.seen[0][1]["Range"] == "bytes=500000-", "received bytes are kept"
 
-    def test_failed_source_is_tried_last_afterwards(self, play: Any, tmp_path: Path) -> None:
+    def test_source_that_failed_comes_last_for_the_next_file(self, play: Any, tmp_path: Path) -> None:
         bad, good = play({"/f": CONTENT}), play({"/f": CONTENT})
         bad.close()
         _, health = fetched(tmp_path / "part", bad, good)
@@ -101,13 +103,13 @@ class TestOneFile:
         fetched(tmp_path / "part", only)
         assert len(only.seen) == 7
 
-    def test_busy_single_source_is_retried(self, play: Any, tmp_path: Path) -> None:
+    def test_single_busy_source_is_requested_again(self, play: Any, tmp_path: Path) -> None:
         only = play({"/f": CONTENT})
         only.faults = [Fault(status=429, headers={"Retry-After": "0"}, times=1)]
         fetched(tmp_path / "part", only)
         assert len(only.seen) == 2
 
-    def test_slow_source_is_replaced_by_another(
+    def test_slow_source_is_replaced_by_another_source(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(resumable_request, "time", clock_with_slow_first_block())
@@ -216,7 +218,7 @@ class TestPartialFileIsKept:
         [bytes(700_000), CONTENT + b"more", bytes(len(CONTENT))],
         ids=["other content", "too long", "same length"],
     )
-    def test_partial_file_proven_wrong_is_replaced(
+    def test_partial_file_with_wrong_bytes_or_length_is_replaced_and_no_source_banned(
         self, play: Any, tmp_path: Path, content: bytes, size: int | None, no_range: bool
     ) -> None:
         part = part_of(tmp_path, content)
@@ -246,22 +248,24 @@ class TestPartialFileIsKept:
 
 
 class TestWaiting:
-    def test_busy_source_is_waited_for_if_the_other_one_is_unreachable(self, play: Any, tmp_path: Path) -> None:
+    def test_download_waits_for_a_busy_source_if_the_other_source_is_unreachable(
+        self, play: Any, tmp_path: Path
+    ) -> None:
         busy = play({"/f": CONTENT}, Fault(status=429, headers={"Retry-After": "20"}, times=2))
         dead = play({})
         dead.close()
         health = SourceHealth()
-        _, waits = quick(health)
+        _, waits = skip_waits(health)
         source, _ = fetched(tmp_path / "part", busy, dead, health=health)
         assert source == "m0"
         assert [round(seconds) for seconds in waits] == [20, 20]
 
-    def test_source_with_the_shortest_wait_is_waited_for(self, play: Any, tmp_path: Path) -> None:
+    def test_download_waits_for_the_busy_source_with_the_shortest_retry_after(self, play: Any, tmp_path: Path) -> None:
         long, short = (
             play({"/f": CONTENT}, Fault(status=429, headers={"Retry-After": wait}, times=1)) for wait in ("300", "20")
         )
         health = SourceHealth()
-        _, waits = quick(health)
+        _, waits = skip_waits(health)
         source, _ = fetched(tmp_path / "part", long, short, health=health)
         assert source == "m1"
         assert [round(seconds) for seconds in waits] == [20]
@@ -271,16 +275,18 @@ class TestWaiting:
     ) -> None:
         only = play({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=4))
         health = SourceHealth()
-        _, waits = quick(health)
+        _, waits = skip_waits(health)
         monkeypatch.setattr(download, "time", Standing())
         fetched(tmp_path / "part", only, health=health)
         assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6])
 
     @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}])
-    def test_permanent_server_error_ends_the_retries(self, play: Any, tmp_path: Path, headers: dict[str, str]) -> None:
+    def test_retries_of_a_source_with_a_permanent_server_error_end_with_an_error(
+        self, play: Any, tmp_path: Path, headers: dict[str, str]
+    ) -> None:
         only = play({"/f": CONTENT}, Fault(status=500, headers=headers))
         health = SourceHealth()
-        texts, waits = quick(health)
+        texts, waits = skip_waits(health)
         with pytest.raises(download.DownloadError, match="answers 500"):
             fetched(tmp_path / "part", only, health=health)
         assert sum(waits) < 40
@@ -289,12 +295,12 @@ class TestWaiting:
         assert not any("Retry-After" in text for text in texts)
 
     @pytest.mark.parametrize("year", ["99999999999999999999", "9999", "0000"])
-    def test_retry_after_date_out_of_range_is_ignored(self, play: Any, tmp_path: Path, year: str) -> None:
+    def test_retry_after_with_a_date_out_of_range_is_ignored(self, play: Any, tmp_path: Path, year: str) -> None:
         headers = {"Retry-After": f"Mon, 01 Jan {year} 00:00:00 GMT"}
         bad, good = play({"/f": CONTENT}, Fault(status=503, headers=headers)), play({"/f": CONTENT})
         assert fetched(tmp_path / "part", bad, good)[0] == "m1"
 
-    def test_slow_source_is_replaced_by_one_that_was_busy(
+    def test_slow_source_is_replaced_by_a_source_that_was_busy_before(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(resumable_request, "time", clock_with_slow_first_block())
@@ -305,7 +311,7 @@ class TestWaiting:
         assert source == "m1"
         assert "kB a second" in health.fallbacks["f"]
 
-    def test_slow_source_is_kept_while_the_other_one_is_busy(
+    def test_slow_source_is_kept_while_the_other_source_is_busy(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(resumable_request, "time", Ticking(6.0))
@@ -338,7 +344,7 @@ class TestBlockingServers:
         server.send(line, b"\r\n" + CONTENT + b"\r\n0\r\n\r\n")
 
     @pytest.mark.parametrize("part", ["header", "informational", "chunk"])
-    def test_endless_response_part_times_out(
+    def test_endless_header_or_chunk_line_times_out_and_the_next_source_is_used(
         self, raw: Any, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
     ) -> None:
         monkeypatch.setattr(download, "_SHORT_TIMEOUTS", (3.0, 0.5))
@@ -348,7 +354,7 @@ class TestBlockingServers:
         assert "m0: it timed out" in health.fallbacks["f"]
 
     @pytest.mark.parametrize("length", [b"Transfer-Encoding: chunked", b"Content-Length: 67108864"])
-    def test_body_of_a_redirect_is_not_read(self, raw: Any, play: Any, tmp_path: Path, length: bytes) -> None:
+    def test_long_body_of_a_redirect_is_not_read(self, raw: Any, play: Any, tmp_path: Path, length: bytes) -> None:
         far = play({"/g": CONTENT})
 
         def script(server: Raw, line: socket.socket) -> None:
@@ -361,7 +367,7 @@ class TestBlockingServers:
         fetched(tmp_path / "part", near)
         assert near.sent < 32 << 20
 
-    def test_short_redirect_keeps_its_connection(
+    def test_redirect_with_a_short_body_keeps_its_connection_open(
         self, play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         played = play({"/g": CONTENT}, Fault("/f", status=302, headers={"Location": "/g"}, body=b"Found"))

@@ -14,7 +14,7 @@ from provision.setup import undo
 from provision.volume.journal import Journal
 from provision.volume.owner import current
 from tests.provision.fake_hub import git_sha1
-from tests.provision.folder_moves import moving, target
+from tests.provision.folder_moves import relocation_step, target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +32,10 @@ def write(path: Path, content: bytes, mtime: int) -> None:
 @pytest.mark.parametrize("name", [hashlib.sha256(CONTENT).hexdigest(), git_sha1(CONTENT)], ids=["sha256", "git sha1"])
 @pytest.mark.parametrize("is_home_damaged", [True, False])
 @pytest.mark.parametrize("is_damaged_newer", [True, False])
-def test_blob_with_the_hash_of_its_name_keeps_the_name(
+def test_merge_of_a_right_and_a_damaged_blob_keeps_the_right_one_under_the_name(
     source: Path, volume: Path, name: str, is_home_damaged: bool, is_damaged_newer: bool
 ) -> None:
-    step = moving(source, volume)
+    step = relocation_step(source, volume)
     blob = f"models--a--b/blobs/{name}"
     damaged, right = (source, target(step)) if is_home_damaged else (target(step), source)
     write(damaged / blob, DAMAGED, 2000 if is_damaged_newer else 1000)
@@ -45,11 +45,13 @@ def test_blob_with_the_hash_of_its_name_keeps_the_name(
     merged = target(step)
     assert (merged / blob).read_bytes() == CONTENT
     others = [path for path in (merged / blob).parent.iterdir() if path.name != name]
-    assert [path.read_bytes() for path in others] == [DAMAGED], "the damaged version is kept beside"
+    assert [path.read_bytes() for path in others] == [DAMAGED], "the damaged version is kept under another name"
 
 
-def test_newer_file_without_a_hash_in_its_name_keeps_the_name(source: Path, volume: Path) -> None:
-    step = moving(source, volume)
+def test_merge_of_files_outside_of_the_blobs_folder_keeps_the_newer_one_under_the_name(
+    source: Path, volume: Path
+) -> None:
+    step = relocation_step(source, volume)
     name = f"models--a--b/other/{hashlib.sha256(CONTENT).hexdigest()}"
     write(source / name, DAMAGED, 2000)
     write(target(step) / name, CONTENT, 1000)
@@ -57,8 +59,10 @@ def test_newer_file_without_a_hash_in_its_name_keeps_the_name(source: Path, volu
     assert (target(step) / name).read_bytes() == DAMAGED
 
 
-def test_undo_separates_a_damaged_newer_blob_again(source: Path, volume: Path) -> None:
-    step = moving(source, volume)
+def test_undo_of_a_merge_returns_the_damaged_blob_to_the_home_and_keeps_the_right_one(
+    source: Path, volume: Path
+) -> None:
+    step = relocation_step(source, volume)
     blob = f"models--a--b/blobs/{hashlib.sha256(CONTENT).hexdigest()}"
     write(source / blob, DAMAGED, 2000)
     write(target(step) / blob, CONTENT, 1000)

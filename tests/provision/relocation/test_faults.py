@@ -1,4 +1,4 @@
-"""Provokes the faults of a folder move: no data is lost, and the message names the remedy."""
+"""Tests folder moves with provoked faults: no data is lost, and the error has the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from provision.relocation.step import RelocateStep
 from provision.volume import variables
 from provision.volume.journal import Journal
 from tests.provision import random_trees
-from tests.provision.folder_moves import leftovers, moving, refuse, target
+from tests.provision.folder_moves import leftovers, raise_errno, relocation_step, target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ def test_file_that_changes_during_the_copy_is_copied_again(
         return changed
 
     monkeypatch.setattr(TreeCopy, "copy_changes", copy_then_write)
-    step = moving(source, other_disk)
+    step = relocation_step(source, other_disk)
     step.apply()
     assert copies >= 2
     assert (source / "blobs/b").read_text() == "grown while it was copied"
@@ -73,12 +73,12 @@ def test_file_that_keeps_changing_blocks_the_move(
 
     monkeypatch.setattr(TreeCopy, "copy_changes", copy_then_write)
     with pytest.raises(BlockedError, match=r"blobs/.* keeps changing"):
-        moving(source, other_disk).apply()
+        relocation_step(source, other_disk).apply()
     assert not source.is_symlink()
 
 
 @pytest.mark.parametrize("merge", [False, True], ids=["copy", "merge"])
-def test_write_just_before_the_swap_is_kept(
+def test_file_written_just_before_the_folder_is_replaced_by_a_link_is_kept(
     source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
 ) -> None:
     source.mkdir(parents=True)
@@ -94,15 +94,17 @@ def test_write_just_before_the_swap_is_kept(
         exchange(self, name, other, new)
 
     monkeypatch.setattr(OpenDir, "exchange", write_then_exchange)
-    step = moving(source, other_disk)
+    step = relocation_step(source, other_disk)
     step.apply()
     assert (source / "blobs/b").read_text() == "at the last moment"
     assert (source / "blobs/new").read_text() == "at the last moment"
     assert step.check().state is State.OK
 
 
-def test_wrong_copy_is_rejected(source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copy to a disk that returns other bytes than were written to it."""
+def test_copy_with_changed_bytes_is_rejected_and_the_source_stays(
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Change four bytes of a copied file and keep its times, as a faulty disk may do."""
     source.mkdir(parents=True)
     before = random_trees.small(source)
     copy_file = TreeCopy._file
@@ -118,18 +120,18 @@ def test_wrong_copy_is_rejected(source: Path, other_disk: Path, monkeypatch: pyt
 
     monkeypatch.setattr(TreeCopy, "_file", copy_wrongly)
     with pytest.raises(FirstlightError, match="still differs from its original"):
-        moving(source, other_disk).apply()
+        relocation_step(source, other_disk).apply()
     assert random_trees.read(source) == before
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV])
-def test_rename_replaces_an_unsupported_exchange(
+def test_folder_is_moved_by_rename_where_the_exchange_of_two_names_is_not_supported(
     source: Path, volume: Path, home: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     source.mkdir(parents=True)
     before = random_trees.fill(source)
-    monkeypatch.setattr(OpenDir, "exchange", refuse(code))
-    step = moving(source, volume)
+    monkeypatch.setattr(OpenDir, "exchange", raise_errno(code))
+    step = relocation_step(source, volume)
     step.apply()
     assert step.check().state is State.OK
     assert random_trees.read(target(step)) == before
@@ -149,53 +151,53 @@ def test_folder_that_cannot_be_renamed_is_copied_and_then_emptied(
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(self, name, other, new)
 
-    monkeypatch.setattr(OpenDir, "exchange", refuse(errno.EXDEV))
+    monkeypatch.setattr(OpenDir, "exchange", raise_errno(errno.EXDEV))
     monkeypatch.setattr(OpenDir, "rename", rename_elsewhere)
-    step = moving(source, volume)
+    step = relocation_step(source, volume)
     step.apply()
     assert step.check().state is State.OK
     assert random_trees.read(target(step)) == before
     assert leftovers(home, volume) == []
 
 
-@pytest.mark.parametrize("place", ["same", "other"])
-def test_folder_of_an_image_layer_is_moved(overlay: Path, other_disk: Path, place: str) -> None:
+@pytest.mark.parametrize("place", ["overlay", "other disk"])
+def test_folder_of_the_lower_layer_of_an_overlayfs_is_moved(overlay: Path, other_disk: Path, place: str) -> None:
     source = overlay / "miniconda3/envs"
     with pytest.raises(OSError, match="cross-device"):
         source.rename(overlay / "elsewhere")
-    step = moving(source, overlay / "data" if place == "same" else other_disk)
+    step = relocation_step(source, overlay / "data" if place == "overlay" else other_disk)
     step.apply()
     assert step.check().state is State.OK
     assert source.is_symlink()
     assert (source / "e/python").read_text() == "of the image"
 
 
-def test_lack_of_space_is_reported_before_the_copy(source: Path, small_disk: Path) -> None:
+def test_move_to_a_disk_with_too_little_space_is_blocked_before_the_copy(source: Path, small_disk: Path) -> None:
     source.mkdir(parents=True)
     (source / "weights").write_bytes(os.urandom(9 << 20))
     with pytest.raises(BlockedError, match=r"bytes are free and 9,\d{3},\d{3}|bytes are free and 10,\d{3},\d{3}"):
-        moving(source, small_disk).apply()
+        relocation_step(source, small_disk).apply()
     assert (source / "weights").stat().st_size == 9 << 20
     assert leftovers(small_disk) == [] or not any((small_disk / "cache").rglob("weights"))
 
 
-def test_lack_of_inodes_is_reported_before_the_copy(source: Path, small_disk: Path) -> None:
+def test_move_to_a_disk_with_too_few_inodes_is_blocked_before_the_copy(source: Path, small_disk: Path) -> None:
     source.mkdir(parents=True)
     for number in range(100):
         (source / str(number)).touch()
     with pytest.raises(BlockedError, match="inodes are free"):
-        moving(source, small_disk).apply()
+        relocation_step(source, small_disk).apply()
     assert len(list(source.iterdir())) == 100
 
 
-def test_unfinished_copy_is_deleted_when_the_disk_fills_up(
+def test_unfinished_copy_is_deleted_when_the_disk_is_full(
     source: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
     before = {str(number): os.urandom(1 << 20) for number in range(6)}
     for name, content in before.items():
         (source / name).write_bytes(content)
-    step = moving(source, small_disk)
+    step = relocation_step(source, small_disk)
     copy_file = TreeCopy._file
 
     def copy_then_fill(self: TreeCopy, original: OpenDir, copy: OpenDir, name: str) -> None:
@@ -216,17 +218,17 @@ def test_unfinished_copy_is_deleted_when_the_disk_fills_up(
     assert {path.name: path.read_bytes() for path in target(step).iterdir()} == before
 
 
-def test_read_only_volume_leaves_the_source_unchanged(source: Path, small_disk: Path) -> None:
+def test_move_to_a_read_only_volume_fails_and_leaves_the_source_unchanged(source: Path, small_disk: Path) -> None:
     source.mkdir(parents=True)
     (source / "file").write_text("x")
-    step = moving(source, small_disk)
+    step = relocation_step(source, small_disk)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(OSError, match="Read-only file system"):
         step.apply()
     assert (source / "file").read_text() == "x"
 
 
-def test_mount_inside_the_folder_blocks_the_move(source: Path, volume: Path, tmp_path: Path) -> None:
+def test_mount_point_inside_the_folder_blocks_the_move(source: Path, volume: Path, tmp_path: Path) -> None:
     inner = source / "inner mount"
     inner.mkdir(parents=True)
     completed = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", inner], check=False, capture_output=True)
@@ -234,19 +236,19 @@ def test_mount_inside_the_folder_blocks_the_move(source: Path, volume: Path, tmp
         pytest.skip("no right to mount a tmpfs")
     try:
         with pytest.raises(BlockedError, match="inner mount is a mount inside"):
-            moving(source, volume).apply()
+            relocation_step(source, volume).apply()
     finally:
         subprocess.run(["umount", inner], check=True)
 
 
-def test_root_inside_the_folder_is_rejected(source: Path) -> None:
+def test_root_inside_the_relocated_folder_is_rejected(source: Path) -> None:
     (source / "data").mkdir(parents=True)
-    step = moving(source, source / "data")
+    step = relocation_step(source, source / "data")
     with pytest.raises(BlockedError, match="lies inside"):
         step.apply()
 
 
-def test_variable_replaces_the_link_of_a_mount_point(source: Path, volume: Path) -> None:
+def test_folder_that_is_a_mount_point_is_relocated_by_a_variable_instead_of_a_link(source: Path, volume: Path) -> None:
     """Relocate a mount point, which can be neither renamed nor removed."""
     source.mkdir(parents=True)
     completed = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source], check=False, capture_output=True)
@@ -254,8 +256,8 @@ def test_variable_replaces_the_link_of_a_mount_point(source: Path, volume: Path)
         pytest.skip("no right to mount a tmpfs")
     try:
         (source / "model").write_text("weights")
-        assert moving(source, volume).check().state is State.BLOCKED
-        step = moving(source, volume, "HF_HUB_CACHE")
+        assert relocation_step(source, volume).check().state is State.BLOCKED
+        step = relocation_step(source, volume, "HF_HUB_CACHE")
         assert step.check().state is State.DRIFTED
         step.apply()
         check = step.check()
@@ -273,7 +275,7 @@ def test_variable_replaces_the_link_of_a_mount_point(source: Path, volume: Path)
         subprocess.run(["umount", source], check=True)
 
 
-def test_many_wrong_links_are_corrected_with_few_descriptors(home: Path, tmp_path: Path) -> None:
+def test_300_wrong_links_are_corrected_with_at_most_100_open_files(home: Path, tmp_path: Path) -> None:
     root = Root(tmp_path / "root")
     places = [RelocatedFolder(home / f"{number}", root.path / f"{number}") for number in range(300)]
     for place in places:
@@ -294,7 +296,7 @@ def test_unfinished_copy_is_deleted_when_inodes_run_out(
     source.mkdir(parents=True)
     for number in range(100):
         (source / str(number)).touch()
-    step = moving(source, small_disk)
+    step = relocation_step(source, small_disk)
     monkeypatch.setattr(preflight, "require_space", lambda *_: None)
     with pytest.raises(OSError, match="No space left"):
         step.apply()

@@ -39,7 +39,7 @@ LONG = pytest.param(True, marks=pytest.mark.long, id="all")
 
 @dataclass
 class Trial:
-    """Describe one trial: a home, a volume, and the content of the source and the target before the trial."""
+    """Describe one trial: a home, a volume, and the entries of the source and the target before the trial."""
 
     home: Path
     volume: Path
@@ -74,7 +74,7 @@ def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def new_trial(folders: tuple[Path, Path], *, other_disk: bool, merge: bool) -> Trial:
-    """Build a new home and volume; with `merge` the target holds files of its own."""
+    """Build a new home and volume; with `merge` the target folder already has files."""
     here, other = folders
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,7 +101,7 @@ def fail_with_enosys(*_: Any) -> None:
 
 
 def forbid_rename(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the source be a folder that cannot be renamed, as overlayfs does for a folder of an image layer."""
+    """Make each rename of the source folder fail with EXDEV, as overlayfs does for a folder of an image layer."""
     rename = OpenDir.rename
 
     def rename_elsewhere(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
@@ -118,7 +118,10 @@ def fail_with_exdev(*_: Any) -> None:
 
 
 def is_killed_at(act: Callable[[], None], *, number: int | None = None, offset: int | None = None) -> bool:
-    """Run `act` in a child process that is killed before its nth call or at a byte; return whether it was killed."""
+    """Run `act` in a child process, and return whether the process was killed.
+
+    The kill comes before its call `number` that changes a file system, or after it has copied `offset` bytes.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -185,7 +188,7 @@ def _kill_at_byte(offset: int) -> None:
 
 
 def assert_nothing_is_lost(trial: Trial) -> None:
-    """Check that the journal names a path with a complete copy, and that each content of the trial still exists."""
+    """Check that a path in the journal has a complete copy, and that each file's content before the trial exists."""
     paths = {trial.source, trial.target}
     for path in trial.root.journal.glob("*.jsonl"):
         for line in path.read_text().splitlines():
@@ -245,7 +248,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("operation", ["move", "undo"])
 @pytest.mark.parametrize("is_long", [pytest.param(False, id="some"), LONG])
-def test_run_killed_before_any_act_loses_nothing_and_is_completed(
+def test_move_or_undo_killed_before_any_change_loses_no_data_and_the_next_run_completes_it(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, operation: str, is_long: bool
 ) -> None:
     other_disk, merge, without = CASES[case]
@@ -271,7 +274,7 @@ def test_run_killed_before_any_act_loses_nothing_and_is_completed(
 
 @pytest.mark.parametrize("case", ["two disks", "two disks, no exchange", "merge of two disks"])
 @pytest.mark.parametrize("is_long", [pytest.param(False, id="some"), LONG])
-def test_copy_killed_at_a_random_byte_loses_nothing_and_is_completed(
+def test_copy_killed_at_a_random_byte_loses_no_data_and_the_next_run_completes_it(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, is_long: bool
 ) -> None:
     other_disk, merge, without = CASES[case]
@@ -295,10 +298,10 @@ def test_copy_killed_at_a_random_byte_loses_nothing_and_is_completed(
 @pytest.mark.parametrize("case", ["one disk", "two disks, no exchange", "merge of two disks"])
 @pytest.mark.parametrize("operation", ["move", "undo"])
 @pytest.mark.parametrize("is_long", [pytest.param(False, id="some"), LONG])
-def test_outgoing_link_leads_to_its_place_after_a_kill_before_any_act(
+def test_relative_link_out_of_the_folder_keeps_its_target_after_a_kill_before_any_change(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, case: str, operation: str, is_long: bool
 ) -> None:
-    """The link leads out of the moved folder by a relative text, which undo restores."""
+    """Move a folder with a relative link out of the folder; undo restores the text of the link."""
     other_disk, merge, without = CASES[case]
     if without == "exchange":
         monkeypatch.setattr(OpenDir, "exchange", fail_with_enosys)
@@ -331,7 +334,9 @@ def test_outgoing_link_leads_to_its_place_after_a_kill_before_any_act(
     assert kills >= 4
 
 
-def test_next_command_completes_the_move_of_a_killed_command(folders: tuple[Path, Path], home: Path) -> None:
+def test_relocate_command_killed_during_the_copy_is_completed_by_the_same_command(
+    folders: tuple[Path, Path], home: Path
+) -> None:
     """Kill the command while it copies 300 MB."""
     _, other = folders
     big = home / "data"

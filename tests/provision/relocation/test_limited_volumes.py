@@ -18,7 +18,7 @@ from tests.provision.run_command import provision
 
 Limited = Callable[..., Path]
 
-# Each limit, or set of limits, of a network volume on which a folder can be relocated.
+# Each limit, or set of limits, of a network volume to which a folder can be relocated.
 VOLUMES = [
     ["seconds"],
     ["two-seconds"],
@@ -41,7 +41,7 @@ EACH_VOLUME = pytest.mark.parametrize("limits", VOLUMES, ids=[" ".join(limits) f
 
 
 def fill(folder: Path) -> dict[str, bytes]:
-    """Make files with odd times, modes, an attribute and a hard link, and return the contents."""
+    """Make files with unusual times, modes, an owner, an attribute and a hard link; return {relative path: bytes}."""
     (folder / "deep/er").mkdir(parents=True)
     (folder / "a").write_bytes(os.urandom(1_500_000))
     (folder / "deep/script").write_text("#!/bin/sh\n")
@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def metadata(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return {path: (mode, owner, modification time in ns)} of a tree."""
+    """Return {relative path: (mode, owner, modification time in ns)} of a tree."""
     paths = [folder, *folder.rglob("*")]
     statuses = {str(path.relative_to(folder)): path.lstat() for path in paths}
     return {path: (status.st_mode, status.st_uid, status.st_mtime_ns) for path, status in statuses.items()}
@@ -72,7 +72,9 @@ def relocate(folder: Path, volume: Path, *more: str) -> subprocess.CompletedProc
 
 
 @EACH_VOLUME
-def test_folder_is_relocated_and_undone_on_a_limited_volume(home: Path, limited: Limited, limits: list[str]) -> None:
+def test_folder_is_relocated_to_a_volume_with_limits_and_brought_back_by_undo(
+    home: Path, limited: Limited, limits: list[str]
+) -> None:
     volume = limited(*limits)
     before = fill(home / "data")
     completed = relocate(home / "data", volume)
@@ -89,7 +91,9 @@ def test_folder_is_relocated_and_undone_on_a_limited_volume(home: Path, limited:
 
 
 @EACH_VOLUME
-def test_folders_are_merged_and_separated_on_a_limited_volume(home: Path, limited: Limited, limits: list[str]) -> None:
+def test_folder_is_merged_with_one_on_a_volume_with_limits_and_separated_by_undo(
+    home: Path, limited: Limited, limits: list[str]
+) -> None:
     volume = limited(*limits)
     before = fill(home / "data")
     modes = {path: mode for path, (mode, _, _) in metadata(home / "data").items() if path != "."}
@@ -118,7 +122,9 @@ def test_folders_are_merged_and_separated_on_a_limited_volume(home: Path, limite
         ("seconds", "modification times finer than 1 s"),
     ],
 )
-def test_outcome_names_once_what_the_files_lose(home: Path, limited: Limited, limit: str, text: str) -> None:
+def test_metadata_that_the_volume_does_not_keep_is_reported_by_the_first_relocation_only(
+    home: Path, limited: Limited, limit: str, text: str
+) -> None:
     volume = limited(limit)
     fill(home / "data")
     completed = relocate(home / "data", volume)
@@ -126,7 +132,7 @@ def test_outcome_names_once_what_the_files_lose(home: Path, limited: Limited, li
     assert "does not keep" not in relocate(home / "data", volume).stdout
 
 
-def test_full_metadata_is_compared_where_the_volume_keeps_it(home: Path, limited: Limited) -> None:
+def test_relocation_to_a_volume_without_limits_keeps_all_metadata(home: Path, limited: Limited) -> None:
     volume = limited()
     fill(home / "data")
     before = metadata(home / "data")
@@ -136,7 +142,9 @@ def test_full_metadata_is_compared_where_the_volume_keeps_it(home: Path, limited
     assert (volume / "moved/a").stat().st_nlink == 2
 
 
-def test_undo_opens_no_file_to_other_users_where_the_volume_has_fixed_modes(home: Path, limited: Limited) -> None:
+def test_undo_from_a_volume_with_fixed_modes_gives_other_users_no_access_to_the_files(
+    home: Path, limited: Limited
+) -> None:
     volume = limited("fixed-modes", "owner")
     fill(home / "data")
     assert relocate(home / "data", volume).returncode == 0
@@ -147,7 +155,7 @@ def test_undo_opens_no_file_to_other_users_where_the_volume_has_fixed_modes(home
 
 
 @pytest.mark.parametrize("is_merge", [False, True], ids=["copy", "merge"])
-def test_link_that_the_volume_cannot_store_is_refused_before_the_first_byte(
+def test_folder_with_a_link_is_not_relocated_to_a_volume_that_cannot_store_links(
     home: Path, limited: Limited, is_merge: bool
 ) -> None:
     volume = limited("no-symlink")
@@ -173,7 +181,9 @@ def test_folder_without_links_is_relocated_to_a_volume_without_links(home: Path,
     assert contents(home / "data") == before
 
 
-def test_names_that_differ_by_case_are_refused_before_the_first_byte(home: Path, limited: Limited) -> None:
+def test_folder_with_names_that_differ_by_case_only_is_not_relocated_to_a_caseless_volume(
+    home: Path, limited: Limited
+) -> None:
     volume = limited("caseless")
     fill(home / "data")
     (home / "data/deep/Script").write_text("another file")
@@ -186,7 +196,9 @@ def test_names_that_differ_by_case_are_refused_before_the_first_byte(home: Path,
 
 
 @pytest.mark.parametrize("inode_bytes", ["128", "256"])
-def test_folder_is_relocated_to_ext4_with_old_and_new_inodes(home: Path, tmp_path: Path, inode_bytes: str) -> None:
+def test_folder_is_relocated_to_ext4_with_small_or_large_inodes_and_brought_back(
+    home: Path, tmp_path: Path, inode_bytes: str
+) -> None:
     """Mount a real ext4 image; inodes of 128 bytes keep times in seconds."""
     if not shutil.which("mkfs.ext4"):
         pytest.skip("mkfs.ext4 is not installed")
@@ -209,7 +221,9 @@ def test_folder_is_relocated_to_ext4_with_old_and_new_inodes(home: Path, tmp_pat
         subprocess.run(["umount", volume], check=True)
 
 
-def test_folder_is_relocated_to_a_real_ntfs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_relocated_to_a_real_ntfs_and_brought_back(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mount a real NTFS, which keeps times in units of 100 ns, and neither modes nor owners."""
     monkeypatch.setenv("FIRSTLIGHT_TRUST_VOLUME", "1")
     if not shutil.which("mkfs.ntfs") or not shutil.which("ntfs-3g"):
@@ -232,7 +246,7 @@ def test_folder_is_relocated_to_a_real_ntfs(home: Path, tmp_path: Path, monkeypa
         subprocess.run(["umount", volume], check=True)
 
 
-def test_interrupted_copy_is_continued_where_times_are_kept_in_seconds(
+def test_failed_copy_to_a_volume_with_times_in_seconds_is_resumed_without_copying_again(
     home: Path, limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from provision.fs import copy_file
@@ -260,7 +274,7 @@ def test_interrupted_copy_is_continued_where_times_are_kept_in_seconds(
     assert contents(volume / "moved") == before
 
 
-def test_record_of_the_features_is_written_before_the_first_folder_moves(home: Path, limited: Limited) -> None:
+def test_first_relocation_records_the_features_of_the_volume(home: Path, limited: Limited) -> None:
     volume = limited("seconds")
     fill(home / "data")
     assert relocate(home / "data", volume).returncode == 0

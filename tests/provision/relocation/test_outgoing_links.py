@@ -1,4 +1,4 @@
-"""Tests relative links that lead out of a moved folder: they lead to the same places, and undo restores their texts."""
+"""Tests relative links out of a moved folder: they still lead to the same places, and undo restores their texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from provision.relocation.step import RelocateStep
 from provision.setup import undo as undo_runs
 from provision.volume.journal import Journal
 from tests.provision import random_trees
-from tests.provision.folder_moves import leftovers, moving, target
+from tests.provision.folder_moves import leftovers, relocation_step, target
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def comfy(home: Path) -> Path:
-    """Return a folder of ComfyUI with links of every kind; the weights are in `drive`, beside it."""
+    """Return a folder `ComfyUI` with links of every kind; the weights are in the folder `drive` beside `ComfyUI`."""
     folder = home / "ComfyUI"
     (folder / "models/loras").mkdir(parents=True)
     (home / "drive/ckpt").mkdir(parents=True)
@@ -56,10 +56,10 @@ def undo(root: Path, home: Path) -> None:
 
 
 @pytest.mark.parametrize("is_merge", [False, True], ids=["move", "merge"])
-def test_outgoing_links_lead_to_the_same_places_and_undo_restores_their_texts(
+def test_relative_links_out_of_a_moved_folder_keep_their_targets_and_undo_restores_their_texts(
     comfy: Path, home: Path, volume: Path, is_merge: bool
 ) -> None:
-    step = moving(comfy, volume)
+    step = relocation_step(comfy, volume)
     if is_merge:
         target(step).mkdir(parents=True)
         (target(step) / "of the volume").write_text("v")
@@ -90,7 +90,7 @@ def test_outgoing_links_lead_to_the_same_places_and_undo_restores_their_texts(
     assert leftovers(home, volume) == []
 
 
-def test_link_between_two_folders_that_move_together_keeps_its_text(home: Path, other_disk: Path) -> None:
+def test_relative_link_between_two_folders_that_move_together_keeps_its_text(home: Path, other_disk: Path) -> None:
     for name in ("envs", "pkgs"):
         (home / "conda" / name).mkdir(parents=True)
         (home / "conda" / name / "file").write_text(name)
@@ -105,8 +105,10 @@ def test_link_between_two_folders_that_move_together_keeps_its_text(home: Path, 
     assert (home / "conda/envs/out").read_text() == "o"
 
 
-def test_link_that_a_user_changed_after_the_move_is_not_undone(comfy: Path, home: Path, volume: Path) -> None:
-    moving(comfy, volume).apply()
+def test_undo_keeps_a_link_in_the_folder_that_the_user_changed_after_the_move(
+    comfy: Path, home: Path, volume: Path
+) -> None:
+    relocation_step(comfy, volume).apply()
     (comfy / "models/checkpoints").unlink()
     (comfy / "models/checkpoints").symlink_to(home)
     undo(volume, home)
@@ -114,9 +116,9 @@ def test_link_that_a_user_changed_after_the_move_is_not_undone(comfy: Path, home
     assert link_target(comfy / "home") == ".."
 
 
-def test_folder_without_outgoing_links_records_no_texts(home: Path, volume: Path) -> None:
+def test_move_of_a_folder_whose_only_outgoing_link_is_dangling_records_no_link_text(home: Path, volume: Path) -> None:
     (home / "plain/a").mkdir(parents=True)
     (home / "plain/link").symlink_to("a")
     (home / "plain/nowhere").symlink_to("../nowhere")
-    moving(home / "plain", volume).apply()
+    relocation_step(home / "plain", volume).apply()
     assert all('"texts"' not in journal.read_text() for journal in Root(volume).journal.iterdir())

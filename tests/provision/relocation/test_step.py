@@ -20,14 +20,14 @@ from provision.relocation.step import Claim, RelocateStep
 from provision.volume import relink
 from provision.volume.journal import Journal
 from tests.provision import random_trees
-from tests.provision.folder_moves import leftovers, moving, target
+from tests.provision.folder_moves import leftovers, relocation_step, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def test_missing_folder_becomes_a_link(source: Path, volume: Path) -> None:
-    step = moving(source, volume)
+def test_relocation_of_a_missing_folder_makes_a_link_to_a_new_folder_on_the_volume(source: Path, volume: Path) -> None:
+    step = relocation_step(source, volume)
     assert step.check().state is State.DRIFTED
     step.apply()
     assert step.check().state is State.OK
@@ -35,10 +35,10 @@ def test_missing_folder_becomes_a_link(source: Path, volume: Path) -> None:
     assert (target(step) / "new").read_text() == "through the link"
 
 
-def test_filled_folder_is_moved_with_all_its_entries(source: Path, volume: Path, home: Path) -> None:
+def test_folder_with_every_kind_of_entry_is_moved_unchanged(source: Path, volume: Path, home: Path) -> None:
     source.mkdir(parents=True)
     before = random_trees.fill(source)
-    step = moving(source, volume)
+    step = relocation_step(source, volume)
     step.apply()
     assert step.check().state is State.OK
     assert source.is_symlink()
@@ -68,7 +68,7 @@ def test_hard_links_between_two_folders_of_ten_thousand_files_are_kept(home: Pat
     assert (home / "miniconda3/envs/e/f7777").read_text() == "7777"
 
 
-def test_sparse_file_over_two_gigabytes_is_moved(home: Path, other_disk: Path) -> None:
+def test_sparse_file_over_two_gigabytes_is_moved_and_stays_sparse(home: Path, other_disk: Path) -> None:
     """Move a file with data behind a hole, at an offset that needs more than 31 bits."""
     source = home / "big"
     source.mkdir()
@@ -77,7 +77,7 @@ def test_sparse_file_over_two_gigabytes_is_moved(home: Path, other_disk: Path) -
         file.write(b"begin")
         file.seek((2 << 30) + 17)
         file.write(b"end")
-    step = moving(source, other_disk)
+    step = relocation_step(source, other_disk)
     step.apply()
     moved = target(step) / "file"
     assert moved.stat().st_size == (2 << 30) + 20
@@ -90,7 +90,7 @@ def test_sparse_file_over_two_gigabytes_is_moved(home: Path, other_disk: Path) -
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.sets(random_trees.NAMES, min_size=1, max_size=6))
-def test_names_of_any_bytes_are_kept(home: Path, other_disk: Path, names: set[bytes]) -> None:
+def test_file_names_of_any_bytes_are_kept_by_a_move(home: Path, other_disk: Path, names: set[bytes]) -> None:
     source = home / "names"
     shutil.rmtree(other_disk / "cache", ignore_errors=True)
     if source.is_symlink():
@@ -98,16 +98,18 @@ def test_names_of_any_bytes_are_kept(home: Path, other_disk: Path, names: set[by
     source.mkdir()
     for name in names:
         Path(os.fsdecode(os.fsencode(source) + b"/" + name)).write_bytes(name)
-    moving(source, other_disk).apply()
+    relocation_step(source, other_disk).apply()
     assert {os.fsencode(path.name) for path in source.iterdir()} == names
     for name in names:
         assert Path(os.fsdecode(os.fsencode(source) + b"/" + name)).read_bytes() == name
 
 
-def test_link_of_another_origin_blocks_the_step(source: Path, volume: Path, tmp_path: Path) -> None:
+def test_users_link_in_the_place_of_the_folder_blocks_the_relocation(
+    source: Path, volume: Path, tmp_path: Path
+) -> None:
     source.parent.mkdir(parents=True)
     source.symlink_to(tmp_path / "elsewhere")
-    check = moving(source, volume).check()
+    check = relocation_step(source, volume).check()
     assert check.state is State.BLOCKED
     assert str(tmp_path / "elsewhere") in check.detail
 
@@ -115,12 +117,12 @@ def test_link_of_another_origin_blocks_the_step(source: Path, volume: Path, tmp_
 def test_link_to_the_former_mount_point_of_the_volume_is_corrected(
     source: Path, volume: Path, tmp_path: Path, home: Path
 ) -> None:
-    former = moving(source, tmp_path / "former")
+    former = relocation_step(source, tmp_path / "former")
     former.apply()
     relink.write(former.root, home, former.linked())
     shutil.copytree(former.root.path, volume, dirs_exist_ok=True)
     shutil.rmtree(former.root.path)
-    step = moving(source, volume)
+    step = relocation_step(source, volume)
     check = step.check()
     assert check.state is State.DRIFTED
     assert str(former.root.path) in check.detail
@@ -128,14 +130,16 @@ def test_link_to_the_former_mount_point_of_the_volume_is_corrected(
     assert source.readlink() == target(step)
 
 
-def test_recorded_link_that_the_user_has_bent_stays(source: Path, volume: Path, tmp_path: Path, home: Path) -> None:
-    step = moving(source, volume)
+def test_link_that_the_user_changed_after_the_relocation_is_left_unchanged(
+    source: Path, volume: Path, tmp_path: Path, home: Path
+) -> None:
+    step = relocation_step(source, volume)
     step.apply()
     relink.write(step.root, home, step.linked())
     source.unlink()
     (tmp_path / "elsewhere").mkdir()
     source.symlink_to(tmp_path / "elsewhere")
-    listed = moving(source, volume).check()
+    listed = relocation_step(source, volume).check()
     assert listed.state is State.BLOCKED
     assert f"rm {source}" in listed.detail
     for claim in (Claim.DEFAULT, Claim.RECORDED, Claim.UNKNOWN):
@@ -144,8 +148,8 @@ def test_recorded_link_that_the_user_has_bent_stays(source: Path, volume: Path, 
         assert "left alone" in (left.fallback or "")
 
 
-def test_missing_target_of_a_link_is_made_again(source: Path, volume: Path) -> None:
-    step = moving(source, volume)
+def test_missing_folder_on_the_volume_to_which_the_link_leads_is_made_again(source: Path, volume: Path) -> None:
+    step = relocation_step(source, volume)
     step.apply()
     target(step).rmdir()
     check = step.check()
@@ -155,23 +159,25 @@ def test_missing_target_of_a_link_is_made_again(source: Path, volume: Path) -> N
     assert step.check().state is State.OK
 
 
-def test_file_at_the_source_blocks_the_step(source: Path, volume: Path) -> None:
+def test_file_in_the_place_of_the_folder_blocks_the_relocation(source: Path, volume: Path) -> None:
     source.parent.mkdir(parents=True)
     source.write_text("not a folder")
-    assert moving(source, volume).check().state is State.BLOCKED
+    assert relocation_step(source, volume).check().state is State.BLOCKED
 
 
-def test_link_at_the_target_blocks_the_step(source: Path, volume: Path, tmp_path: Path) -> None:
+def test_link_in_the_place_of_the_target_folder_blocks_the_relocation(
+    source: Path, volume: Path, tmp_path: Path
+) -> None:
     source.mkdir(parents=True)
-    step = moving(source, volume)
+    step = relocation_step(source, volume)
     target(step).parent.mkdir(parents=True)
     target(step).symlink_to(tmp_path / "elsewhere")
     assert step.check().state is State.BLOCKED
 
 
-def test_folder_that_came_back_is_merged(source: Path, volume: Path) -> None:
-    """Merge added, equal and different files. Of two versions the newest gets the name, and the other is kept."""
-    step = moving(source, volume)
+def test_folder_that_replaced_its_link_is_merged_with_the_folder_on_the_volume(source: Path, volume: Path) -> None:
+    """Merge added, equal and different files. The newer of two versions gets the name, and the older one is kept."""
+    step = relocation_step(source, volume)
     old = target(step)
     (old / "refs").mkdir(parents=True)
     (source / "refs").mkdir(parents=True)
@@ -208,8 +214,8 @@ def test_folder_that_came_back_is_merged(source: Path, volume: Path) -> None:
     assert len(merged) == 9
 
 
-def test_newer_folder_takes_the_name_of_a_file_there(source: Path, volume: Path) -> None:
-    step = moving(source, volume)
+def test_merge_of_a_newer_folder_with_an_older_file_gives_the_name_to_the_folder(source: Path, volume: Path) -> None:
+    step = relocation_step(source, volume)
     old = target(step)
     old.mkdir(parents=True)
     (old / "kind").write_text("a file there")
@@ -222,9 +228,9 @@ def test_newer_folder_takes_the_name_of_a_file_there(source: Path, volume: Path)
     assert next(old.glob("kind.firstlight-*")).read_text() == "a file there"
 
 
-def test_tree_of_empty_folders_is_replaced_by_the_link(source: Path, volume: Path) -> None:
+def test_tree_of_empty_folders_in_the_home_is_replaced_by_the_link(source: Path, volume: Path) -> None:
     (source / "left/over").mkdir(parents=True)
-    step = moving(source, volume)
+    step = relocation_step(source, volume)
     target(step).mkdir(parents=True)
     (target(step) / "kept").write_text("on the volume")
     step.apply()
@@ -232,27 +238,31 @@ def test_tree_of_empty_folders_is_replaced_by_the_link(source: Path, volume: Pat
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file")
-def test_owner_of_a_file_is_kept(source: Path, other_disk: Path) -> None:
+def test_owner_of_a_file_is_kept_by_a_move(source: Path, other_disk: Path) -> None:
     source.mkdir(parents=True)
     (source / "theirs").write_text("x")
     os.chown(source / "theirs", 12345, 54321)
-    moving(source, other_disk).apply()
+    relocation_step(source, other_disk).apply()
     status = (source / "theirs").stat()
     assert (status.st_uid, status.st_gid) == (12345, 54321)
 
 
-def test_journal_records_the_acts_of_a_copy_in_order(source: Path, other_disk: Path) -> None:
+def test_journal_of_a_move_to_another_disk_has_copy_place_move_and_drop_in_this_order(
+    source: Path, other_disk: Path
+) -> None:
     source.mkdir(parents=True)
     random_trees.small(source)
-    step = moving(source, other_disk)
+    step = relocation_step(source, other_disk)
     step.apply()
     assert step.journal.path is not None
     acts = [line.split('"act": "')[1].split('"')[0] for line in step.journal.path.read_text().splitlines()[1:]]
     assert [act for act in acts if act != "folder"] == ["copy", "place", "move", "drop"]
 
 
-def test_rename_needs_as_many_system_calls_for_many_files_as_for_one(home: Path, tmp_path: Path) -> None:
-    """Count the calls of a move on one file system, which reads no file."""
+def test_move_on_one_file_system_needs_no_more_system_calls_for_1000_files_than_for_one(
+    home: Path, tmp_path: Path
+) -> None:
+    """Count the system calls of a move by rename, which opens no file of the folder."""
     counts = []
     for number in (1, 1000):
         source = home / f"folder{number}"
@@ -265,7 +275,7 @@ def test_rename_needs_as_many_system_calls_for_many_files_as_for_one(home: Path,
             nonlocal calls
             calls += event in {"open", "os.scandir", "os.listdir", "os.rename", "os.link"}
 
-        step = moving(source, tmp_path / f"volume{number}")
+        step = relocation_step(source, tmp_path / f"volume{number}")
         hooks.append(count)
         step.apply()
         hooks.clear()

@@ -1,4 +1,4 @@
-"""Tests folder moves against other users and programs: no foreign link is followed and no foreign folder is used."""
+"""Tests folder moves against other users and programs: links and folders that others made are not used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
 from provision.volume.journal import Journal
 from tests.provision import random_trees
-from tests.provision.folder_moves import moving, refuse, target
+from tests.provision.folder_moves import raise_errno, relocation_step, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,7 @@ def test_process_that_uses_the_folder_blocks_the_move(source: Path, volume: Path
     (source / "deep").mkdir(parents=True)
     with subprocess.Popen([sys.executable, "-c", "input()"], cwd=source / "deep", stdin=subprocess.PIPE) as process:
         with pytest.raises(BlockedError, match=rf"pid {process.pid} .*uses {source}/deep"):
-            moving(source, volume).apply()
+            relocation_step(source, volume).apply()
         assert not source.is_symlink()
         process.communicate(b"\n")
     (source / "open").write_text("x")
@@ -44,29 +44,31 @@ def test_process_that_uses_the_folder_blocks_the_move(source: Path, volume: Path
         assert process.stdout is not None
         process.stdout.readline()
         with pytest.raises(BlockedError, match=rf"pid {process.pid} .*uses {source}/open"):
-            moving(source, volume).apply()
+            relocation_step(source, volume).apply()
         process.communicate(b"\n")
-    moving(source, volume).apply()
+    relocation_step(source, volume).apply()
     assert source.is_symlink()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's link")
-def test_link_of_another_user_is_not_followed(home: Path, volume: Path, tmp_path: Path) -> None:
+def test_link_of_another_user_in_the_path_of_the_folder_blocks_the_move(
+    home: Path, volume: Path, tmp_path: Path
+) -> None:
     trap = tmp_path / "trap"
     trap.mkdir()
     (home / ".cache").symlink_to(trap)
     os.lchown(home / ".cache", 12345, 12345)
     with pytest.raises(BlockedError, match=r"\.cache is a link that user 12345 made"):
-        moving(home / ".cache/hub", volume).apply()
+        relocation_step(home / ".cache/hub", volume).apply()
     assert list(trap.iterdir()) == []
     os.lchown(home / ".cache", 0, 0)
-    moving(home / ".cache/hub", volume).apply()
+    relocation_step(home / ".cache/hub", volume).apply()
     assert (trap / "hub").is_symlink()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=random_trees.NAMES, number=st.integers(0, 3))
-def test_link_planted_between_check_and_use_is_not_followed(
+def test_link_that_replaces_a_folder_during_the_move_is_not_followed(
     home: Path, other_disk: Path, tmp_path: Path, name: bytes, number: int
 ) -> None:
     """Replace a folder by a link to another folder just before it is opened for the nth time."""
@@ -94,29 +96,31 @@ def test_link_planted_between_check_and_use_is_not_followed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OpenDir, "enter", plant)
         with contextlib.suppress(OSError, FirstlightError):
-            moving(source, other_disk).apply()
+            relocation_step(source, other_disk).apply()
     assert (outside / "precious").read_text() == "not yours"
     assert [path.name for path in outside.iterdir()] == ["precious"]
     copied = [path for path in (other_disk / "cache").rglob("precious") if "outside" not in str(path.resolve())]
     assert copied == []
 
 
-def test_parent_where_every_user_may_rename_is_rejected(source: Path, volume: Path) -> None:
+def test_parent_folder_in_which_every_user_may_rename_entries_blocks_the_move(source: Path, volume: Path) -> None:
     source.mkdir(parents=True)
     source.parent.chmod(0o777)
     with pytest.raises(BlockedError, match="chmod o-w"):
-        moving(source, volume).apply()
+        relocation_step(source, volume).apply()
     source.parent.chmod(0o1777)
-    moving(source, volume).apply()
+    relocation_step(source, volume).apply()
     assert source.is_symlink()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
-def test_partial_folder_of_another_user_is_not_used(source: Path, other_disk: Path) -> None:
+def test_folder_of_another_user_in_the_place_of_the_partial_copy_blocks_the_move(
+    source: Path, other_disk: Path
+) -> None:
     """Make the folder of the partial copy as another user, because volumes are often writable for every user."""
     source.mkdir(parents=True)
     before = random_trees.small(source)
-    step = moving(source, other_disk)
+    step = relocation_step(source, other_disk)
     partial = target(step).with_name(".hub.firstlight-partial")
     partial.mkdir(parents=True)
     partial.parent.chmod(0o777)
@@ -130,8 +134,8 @@ def test_partial_folder_of_another_user_is_not_used(source: Path, other_disk: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_variable_replaces_the_link_below_a_parent_that_is_not_writable(other_disk: Path) -> None:
-    """Relocate a folder below a parent of another user, so that it can be neither renamed nor replaced."""
+def test_folder_below_a_parent_that_is_not_writable_is_relocated_by_a_variable(other_disk: Path) -> None:
+    """Relocate a folder that can be neither renamed nor replaced, because its parent belongs to another user."""
     other_disk.chmod(0o755)
     foreign_folder, volume = other_disk / "theirs", other_disk / "volume"
     (foreign_folder / "cache").mkdir(parents=True)
@@ -141,7 +145,7 @@ def test_variable_replaces_the_link_below_a_parent_that_is_not_writable(other_di
         os.chown(path, 12345, 12345)
 
     def relocate_as_other_user() -> None:
-        step = moving(foreign_folder / "cache", volume, "HF_HUB_CACHE")
+        step = relocation_step(foreign_folder / "cache", volume, "HF_HUB_CACHE")
         assert step.check().state is State.DRIFTED
         step.apply()
         check = step.check()
@@ -168,7 +172,7 @@ def test_variable_replaces_the_link_below_a_parent_that_is_not_writable(other_di
             os.setgid(12345)
             os.setuid(12345)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(OpenDir, "exchange", refuse(errno.EXDEV))
+                patch.setattr(OpenDir, "exchange", raise_errno(errno.EXDEV))
                 patch.setattr(OpenDir, "rename", refuse_rename_out_of(volume))
                 relocate_as_other_user()
         except BaseException:
@@ -190,7 +194,7 @@ def refuse_rename_out_of(folder: Path) -> Callable[..., None]:
     return rename_within
 
 
-def test_file_that_becomes_a_link_is_not_read_through_the_link(
+def test_file_that_is_replaced_by_a_link_during_the_move_is_not_read_through_the_link(
     source: Path, other_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source.mkdir(parents=True)
@@ -213,6 +217,6 @@ def test_file_that_becomes_a_link_is_not_read_through_the_link(
 
     monkeypatch.setattr(OpenDir, "open", plant)
     monkeypatch.setattr(copy_file, "copy", check_then_copy)
-    step = moving(source, other_disk)
+    step = relocation_step(source, other_disk)
     step.apply()
     assert (target(step) / "mine").readlink() == precious, "the link itself is moved"

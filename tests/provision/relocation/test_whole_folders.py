@@ -1,4 +1,4 @@
-"""Tests that a merge never blends environments, packages and repositories, and that undo separates them exactly."""
+"""Tests that a merge keeps environments, packages and repositories whole, and that undo separates them exactly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def write(folder: Path, kind: str, version: str, time: int = 10**9) -> dict[str, object]:
-    """Write a whole folder of a version, and return its contents."""
+    """Write a whole folder of this kind and version, and return `random_trees.contents` of it; `time` is in seconds."""
     for path, text in KINDS[kind].items():
         file = folder / path.format(version)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write(folder: Path, kind: str, version: str, time: int = 10**9) -> dict[str,
 
 
 def step_of(home: Path, volume: Path) -> RelocateStep:
-    """Return the step that relocates ~/tools, with a journal of its own."""
+    """Return the step that relocates ~/tools to VOLUME/tools, with a new journal."""
     root = Root(volume)
     if not root.marker.exists():
         VolumeStep(root, [], Journal(root.journal)).apply()
@@ -77,7 +77,9 @@ def kept_name(name: str = "one") -> str:
 
 @pytest.mark.parametrize("newer", ["home", "volume"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_different_folders_of_one_name_are_both_kept_whole(home: Path, volume: Path, kind: str, newer: str) -> None:
+def test_merge_keeps_two_different_whole_folders_of_one_name_under_two_names(
+    home: Path, volume: Path, kind: str, newer: str
+) -> None:
     step = step_of(home, volume)
     mine = write(home / "tools/deep/one", kind, "10", 2 * 10**9 if newer == "home" else 1)
     there = write(volume / "tools/deep/one", kind, "12")
@@ -95,7 +97,7 @@ def test_different_folders_of_one_name_are_both_kept_whole(home: Path, volume: P
     assert leftovers(home, volume) == []
 
 
-def test_advice_names_the_interpreter_of_a_kept_environment(home: Path, volume: Path) -> None:
+def test_merge_of_different_environments_explains_how_to_run_the_renamed_one(home: Path, volume: Path) -> None:
     step = step_of(home, volume)
     for kind, name in (("conda environment", "c"), ("virtual environment", "v")):
         write(home / "tools" / name, kind, "10")
@@ -108,7 +110,7 @@ def test_advice_names_the_interpreter_of_a_kept_environment(home: Path, volume: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_folder_is_not_kept_twice(home: Path, volume: Path, kind: str) -> None:
+def test_merge_of_two_equal_whole_folders_keeps_one_folder(home: Path, volume: Path, kind: str) -> None:
     step = step_of(home, volume)
     write(home / "tools/one", kind, "10", 1)
     content = write(volume / "tools/one", kind, "10")
@@ -121,7 +123,7 @@ def test_equal_folder_is_not_kept_twice(home: Path, volume: Path, kind: str) -> 
     assert random_trees.contents(volume / "tools/one") == content
 
 
-def test_folder_that_an_earlier_home_has_left_is_used_again(
+def test_merge_reuses_an_equal_folder_that_an_earlier_home_left_on_the_volume(
     home: Path, volume: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(volume / "tools/one", "conda environment", "12")
@@ -138,10 +140,10 @@ def test_folder_that_an_earlier_home_has_left_is_used_again(
         assert name in (step.check().fallback or "")
     undo_newest(home, Root(volume))
     assert random_trees.contents(home / "tools/one") == before
-    assert random_trees.contents(volume / "tools" / name) == before, "it belongs to an earlier run"
+    assert random_trees.contents(volume / "tools" / name) == before, "the folder belongs to an earlier run"
 
 
-def test_each_different_folder_gets_a_name_of_its_own(home: Path, volume: Path) -> None:
+def test_merges_of_three_different_folders_of_one_name_keep_each_under_its_own_name(home: Path, volume: Path) -> None:
     write(volume / "tools/one", "git repository", "0")
     for version in ("1", "2", "3"):
         if (home / "tools").is_symlink():
@@ -153,7 +155,7 @@ def test_each_different_folder_gets_a_name_of_its_own(home: Path, volume: Path) 
     assert [(volume / "tools" / name / "file").read_text() for name in names] == ["0", "1", "2", "3"]
 
 
-def test_part_of_a_folder_adds_nothing_to_the_whole_one(home: Path, volume: Path) -> None:
+def test_merge_of_an_environment_that_lacks_a_file_adds_nothing_to_the_complete_one(home: Path, volume: Path) -> None:
     content = write(volume / "tools/one", "conda environment", "12")
     write(home / "tools/one", "conda environment", "12")
     (home / "tools/one/lib/shared").unlink()
@@ -161,7 +163,7 @@ def test_part_of_a_folder_adds_nothing_to_the_whole_one(home: Path, volume: Path
     assert random_trees.contents(volume / "tools") == {f"one/{path}": text for path, text in content.items()}
 
 
-def test_plain_folder_is_not_merged_into_an_environment(home: Path, volume: Path) -> None:
+def test_plain_folder_is_not_merged_into_an_environment_of_the_same_name(home: Path, volume: Path) -> None:
     content = write(volume / "tools/one", "virtual environment", "3.12")
     (home / "tools/one").mkdir(parents=True)
     (home / "tools/one/notes").write_text("mine")
@@ -171,7 +173,9 @@ def test_plain_folder_is_not_merged_into_an_environment(home: Path, volume: Path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_relocated_folder_that_is_itself_whole_blocks_before_any_change(home: Path, volume: Path, kind: str) -> None:
+def test_relocation_of_a_whole_folder_onto_a_different_one_is_blocked_before_any_change(
+    home: Path, volume: Path, kind: str
+) -> None:
     step = step_of(home, volume)
     write(home / "tools", kind, "10")
     write(volume / "tools", kind, "12")
@@ -184,7 +188,7 @@ def test_relocated_folder_that_is_itself_whole_blocks_before_any_change(home: Pa
     assert (random_trees.read(home), random_trees.read(volume)) == before
 
 
-def test_relocated_repository_that_the_volume_holds_becomes_a_link(home: Path, volume: Path) -> None:
+def test_relocated_repository_that_equals_the_one_on_the_volume_becomes_a_link(home: Path, volume: Path) -> None:
     step = step_of(home, volume)
     write(home / "tools", "git repository", "1")
     write(volume / "tools", "git repository", "1")
@@ -193,7 +197,7 @@ def test_relocated_repository_that_the_volume_holds_becomes_a_link(home: Path, v
     assert (home / "tools").is_symlink()
 
 
-def test_undo_refuses_if_a_kept_folder_is_missing(home: Path, volume: Path) -> None:
+def test_undo_of_a_merge_is_blocked_if_the_renamed_folder_is_missing(home: Path, volume: Path) -> None:
     step = step_of(home, volume)
     write(home / "tools/one", "conda environment", "10")
     write(volume / "tools/one", "conda environment", "12")
@@ -206,7 +210,7 @@ def test_undo_refuses_if_a_kept_folder_is_missing(home: Path, volume: Path) -> N
     assert (home / "tools").is_symlink()
 
 
-def test_two_clones_of_a_real_repository_are_intact_after_the_merge(home: Path, volume: Path) -> None:
+def test_two_real_git_repositories_of_one_name_are_intact_after_a_merge(home: Path, volume: Path) -> None:
     step = step_of(home, volume)
     commits = {}
     for top in (home, volume):
@@ -231,7 +235,7 @@ def head(repository: Path) -> str:
     ).stdout
 
 
-def test_bare_repository_is_recognized_and_a_hub_cache_is_not(tmp_path: Path) -> None:
+def test_bare_git_repository_is_a_whole_folder_and_a_hub_cache_is_not(tmp_path: Path) -> None:
     for name in ("HEAD", "objects", "refs"):
         (tmp_path / "bare" / name).mkdir(parents=True)
     for name in ("blobs", "refs", "snapshots"):
@@ -241,7 +245,9 @@ def test_bare_repository_is_recognized_and_a_hub_cache_is_not(tmp_path: Path) ->
         assert whole_folders.kind_of(cache) is None
 
 
-def test_undo_of_a_merge_refuses_a_folder_with_another_file_of_the_name(home: Path, volume: Path) -> None:
+def test_undo_of_a_merge_is_blocked_by_a_new_folder_with_a_different_file_of_the_same_name(
+    home: Path, volume: Path
+) -> None:
     step = step_of(home, volume)
     for top, text in ((home, "mine"), (volume, "there")):
         (top / "tools").mkdir(exist_ok=True)

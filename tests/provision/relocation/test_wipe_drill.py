@@ -1,4 +1,4 @@
-"""Deletes random parts of a used home and volume; `provision repair` restores a host that works each time."""
+"""Tests that `provision repair` restores a host after random parts of its home and volume are deleted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.provision.conda_channel import Served
     from tests.provision.fake_hub import FakeHub
 
-# Saves a tiny model once, then loads it by its name, offline, for each line of stdin.
+# Saves a tiny model once. For each line of stdin it loads the model offline by the id of its repository.
 LOADER = """
 import sys
 from diffusers import UNet2DModel
@@ -68,7 +68,7 @@ class Host:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """Provide a folder with a short path, because the first line of a script may have 127 characters."""
+    """Yield a new folder with a short path, because the #! line of a script may have at most 127 characters."""
     folder = Path(tempfile.mkdtemp(prefix="fl"))
     yield folder
     shutil.rmtree(folder)
@@ -135,7 +135,7 @@ def host(
 
 
 def damage_host(host: Host, generator: random.Random) -> str:  # noqa: C901 (one branch for each kind of damage)
-    """Damage the host as providers, people and programs do, and return the kind of damage."""
+    """Damage the host at random, as providers, people and programs do, and return the kind of damage."""
     repo = host.root / "cache/huggingface/hub/models--owner--model"
     damage = generator.choice(["all", "some", "some", "came back", "refs", "snapshots", "some snapshots"])
     if damage == "all":
@@ -172,7 +172,9 @@ def remove(path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [15, pytest.param(200, marks=pytest.mark.long)])
-def test_repair_restores_a_randomly_damaged_host(host: Host, times: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_repair_restores_a_randomly_damaged_host_to_working_order_each_time(
+    host: Host, times: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert host.command("status") is Exit.GOOD, capfd.readouterr().out
     generator = random.Random(11)  # noqa: S311 (it selects the damage, and needs no secrecy)
     work_before = random_trees.contents(host.root / "work")
