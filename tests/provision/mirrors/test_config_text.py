@@ -1,4 +1,4 @@
-"""The text that is written into pip's, conda's and uv's settings files; the user's settings and comments stay."""
+"""Tests the text that is written into settings files of pip, conda and uv; settings and comments of the user stay."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def parse_ini(content: bytes) -> dict[str, dict[str, str]]:
 class TestPip:
     @hypothesis_settings(max_examples=400, deadline=None)
     @given(ini())
-    def test_index_is_added_and_removed_without_another_changed_byte(self, content: bytes) -> None:
+    def test_index_is_added_to_pip_conf_and_removed_without_another_changed_byte(self, content: bytes) -> None:
         written = config_text.pip_config(content, INDEX)
         before = parse_ini(content)
         assert parse_ini(written) == {**before, "global": {**before.get("global", {}), "index-url": INDEX}}
         assert config_text.pip_config(written, INDEX) == written
         assert config_text.pip_config(written, None) == content
 
-    def test_index_of_the_user_is_replaced_in_place(self) -> None:
+    def test_users_index_in_pip_conf_is_replaced_in_place(self) -> None:
         before = b"# mine\r\n[install]\r\nindex_url :\r\n   https://a\r\n   https://b\r\ntimeout=3\r\n"
         after = config_text.pip_config(before, INDEX)
         assert after == b"# mine\r\n[install]\r\nindex_url :" + INDEX.encode() + b"\r\ntimeout=3\r\n"
@@ -96,7 +96,7 @@ class TestPip:
         [b"[global]\nx=1\n[global]\ny=2\n", b"no section\n", b"\xff\xfe"],
         ids=["duplicate section", "no section", "not UTF-8"],
     )
-    def test_file_that_pip_cannot_read_is_rejected(self, content: bytes) -> None:
+    def test_pip_conf_that_pip_cannot_read_is_rejected(self, content: bytes) -> None:
         with pytest.raises(SpecError, match="pip cannot read this file"):
             config_text.pip_config(content, INDEX)
 
@@ -104,7 +104,7 @@ class TestPip:
 class TestConda:
     @hypothesis_settings(max_examples=300, deadline=None)
     @given(yaml())
-    def test_channels_are_set_and_every_key_and_comment_of_the_user_stays(self, content: bytes) -> None:
+    def test_channels_are_set_in_condarc_and_every_key_and_comment_of_the_user_stays(self, content: bytes) -> None:
         def load(text: bytes) -> dict[str, Any]:
             return dict(YAML(typ="safe").load(text.decode()) or {})
 
@@ -123,11 +123,11 @@ class TestConda:
     @pytest.mark.parametrize(
         "content", [b"- a\n", b"a: [\n", b"a: 1\na: 2\n"], ids=["a list", "not YAML", "duplicate key"]
     )
-    def test_file_that_conda_cannot_read_is_rejected(self, content: bytes) -> None:
+    def test_condarc_that_conda_cannot_read_is_rejected(self, content: bytes) -> None:
         with pytest.raises(SpecError, match=r"it is not (a mapping|valid YAML)"):
             config_text.condarc(content, VALUES)
 
-    def test_nodefaults_replaces_the_default_channels(self) -> None:
+    def test_condarc_settings_with_nodefaults_have_no_default_channels(self) -> None:
         values = conda.settings(MirrorSource("m", "https://m/c", defaults="https://m/p"), nodefaults=True)
         assert values["channels"] == ["conda-forge", "nodefaults"]
         assert "default_channels" not in values
@@ -136,7 +136,7 @@ class TestConda:
 class TestUv:
     @hypothesis_settings(max_examples=300, deadline=None)
     @given(toml())
-    def test_index_is_added_and_removed_without_another_changed_byte(self, content: bytes) -> None:
+    def test_index_is_added_to_uv_toml_and_removed_without_another_changed_byte(self, content: bytes) -> None:
         before, written = parse_toml(content.decode()), config_text.uv_config(content, INDEX)
         after = parse_toml(written.decode())
         assert after.pop("index") == [*before.pop("index", []), {"url": INDEX, "default": True}]
@@ -149,13 +149,13 @@ class TestUv:
         [b'index-url = "https://a" # c\n', b'[[index]]\nurl = "https://a" # c\ndefault = true\n'],
         ids=["index-url", "index table"],
     )
-    def test_default_index_of_the_user_is_replaced_in_place(self, content: bytes) -> None:
+    def test_users_default_index_in_uv_toml_is_replaced_in_place(self, content: bytes) -> None:
         assert config_text.uv_config(content, INDEX) == content.replace(b"https://a", INDEX.encode())
 
-    def test_index_is_added_to_an_inline_array_of_indexes(self) -> None:
+    def test_index_is_added_to_an_inline_array_of_indexes_in_uv_toml(self) -> None:
         settings = parse_toml(config_text.uv_config(b'index = [{url = "https://a"}]\n', INDEX).decode())
         assert settings["index"] == [{"url": "https://a"}, {"url": INDEX, "default": True}]
 
-    def test_file_that_is_not_toml_is_rejected(self) -> None:
+    def test_uv_toml_that_is_not_valid_toml_is_rejected(self) -> None:
         with pytest.raises(SpecError, match="not valid TOML"):
             config_text.uv_config(b"a = \n", INDEX)

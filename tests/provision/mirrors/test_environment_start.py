@@ -1,4 +1,4 @@
-"""Variables of the chosen mirrors in an environment: at each start of its Python, and after its activation."""
+"""Tests the mirror variables in an environment: at each start of its Python, and after its activation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MIRROR_VALUES = [HUB, "1", "1"]
 
 
 def record_of(hub: str = HUB, pip: str | None = None) -> MirrorRecord:
-    """Return a record that chooses a hub, and an index where `pip` is given."""
+    """Return the record of a chosen hub mirror and, if `pip` is given, of a chosen index with that URL."""
     urls = {"hf": hub} | ({"pip": pip} if pip else {})
     return MirrorRecord(
         {
@@ -57,7 +57,7 @@ def root(tmp_path: Path) -> Root:
 
 @pytest.fixture(params=["venv", "conda"])
 def env(request: pytest.FixtureRequest, root: Root, tmp_path: Path) -> Path:
-    """Return the prefix of a real environment like those of EnvStep: a venv, or conda packages of the test channel."""
+    """Return the prefix of a real environment as EnvStep makes it: a venv, or conda packages of the test channel."""
     prefix = root.prefix("diffusers")
     if request.param == "venv":
         argv: list[str | Path] = [uv_installer.uv_binary(), "venv", "--quiet", "--python", sys.executable, prefix]
@@ -78,7 +78,7 @@ def settings_step(root: Root, home: Path) -> write_config.SettingsStep:
 
 
 def use(root: Root, home: Path, record: MirrorRecord) -> None:
-    """Write the choices of a record to the volume, and apply the settings step."""
+    """Write the chosen mirrors of a record to the volume, and apply the step that writes their settings."""
     earlier = chosen_mirrors.read(root)
     chosen_mirrors.write(root, MirrorRecord(record.choices, earlier.written if earlier else ()))
     settings_step(root, home).apply()
@@ -107,7 +107,9 @@ def modes_and_contents(folder: Path) -> dict[str, tuple[int, bytes | None]]:
     }
 
 
-def test_each_start_of_python_sets_the_mirror_and_restore_returns_every_byte(env: Path, root: Root, home: Path) -> None:
+def test_each_start_of_python_sets_the_mirror_variables_and_restore_returns_every_byte(
+    env: Path, root: Root, home: Path
+) -> None:
     before = modes_and_contents(env)
     use(root, home, record_of())
     show = SHOW.format(names=NAMES)
@@ -130,7 +132,7 @@ def test_each_start_of_python_sets_the_mirror_and_restore_returns_every_byte(env
     assert modes_and_contents(env) == before
 
 
-def test_value_that_the_user_has_set_wins(env: Path, root: Root, home: Path) -> None:
+def test_variable_that_the_user_has_set_goes_before_the_mirror_variable(env: Path, root: Root, home: Path) -> None:
     use(root, home, record_of())
     show: list[str | Path] = [env / "bin/python", "-c", SHOW.format(names=NAMES)]
     assert json_output(show, {"HF_ENDPOINT": "https://mine.example"}) == ["https://mine.example", None, None]
@@ -138,7 +140,7 @@ def test_value_that_the_user_has_set_wins(env: Path, root: Root, home: Path) -> 
     assert json_output(show, {"HF_ENDPOINT": ""}) == MIRROR_VALUES, "an empty value counts as unset"
 
 
-def test_removed_start_line_is_written_again_but_not_into_a_removed_environment(
+def test_deleted_pth_file_is_written_again_but_not_into_a_removed_environment(
     env: Path, root: Root, home: Path
 ) -> None:
     use(root, home, record_of())
@@ -152,7 +154,9 @@ def test_removed_start_line_is_written_again_but_not_into_a_removed_environment(
     assert not env.exists(), "restore makes no file of a removed environment"
 
 
-def test_choice_of_the_official_source_removes_the_settings(env: Path, root: Root, home: Path) -> None:
+def test_choice_of_the_official_source_removes_every_file_from_the_environment(
+    env: Path, root: Root, home: Path
+) -> None:
     before = modes_and_contents(env)
     use(root, home, record_of())
     official = MirrorRecord({"hf": MirrorChoice("official", (MirrorSource("official"),), "by test")})
@@ -160,7 +164,9 @@ def test_choice_of_the_official_source_removes_the_settings(env: Path, root: Roo
     assert modes_and_contents(env) == before
 
 
-def test_start_line_does_not_disturb_installed_packages(env: Path, root: Root, home: Path, tmp_path: Path) -> None:
+def test_pth_file_of_the_mirrors_is_no_damage_and_stays_after_a_package_is_uninstalled(
+    env: Path, root: Root, home: Path, tmp_path: Path
+) -> None:
     wheel = write_wheel(tmp_path, "small", "1.0", {"small.py": "X = 1\n"})
     python = env / "bin/python"
     uv = str(uv_installer.uv_binary())
@@ -176,7 +182,7 @@ def harmed_packages(site: Path) -> dict[str, str]:
     return installed_wheels.damaged_packages(site, [requirements.LockedPackage("small", "1.0")], deep=True)
 
 
-def test_huggingface_hub_uses_the_mirror(root: Root, home: Path) -> None:
+def test_huggingface_hub_in_the_environment_uses_the_chosen_hub_mirror(root: Root, home: Path) -> None:
     """Import the toolbox's real huggingface_hub with the environment's Python, and read its constants."""
     prefix = root.prefix("diffusers")
     subprocess.run([uv_installer.uv_binary(), "venv", "--quiet", "--python", sys.executable, prefix], check=True)
@@ -190,10 +196,10 @@ def test_huggingface_hub_uses_the_mirror(root: Root, home: Path) -> None:
     assert json_output([prefix / "bin/python", "-c", show], environ) == ["https://huggingface.co", False, False]
 
 
-def test_uv_in_the_activated_environment_uses_the_mirror(
+def test_uv_in_the_activated_environment_installs_from_the_chosen_index(
     env: Path, root: Root, home: Path, tmp_path: Path, play: Any
 ) -> None:
-    """In a venv, whose bin/activate belongs to uv, uv finds the mirror in the user's uv.toml instead of a variable."""
+    """Activate the environment. In a venv, uv reads the mirror from the user's uv.toml instead of a variable."""
     mirror = play(index([write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})]))
     use(root, home, record_of(pip=f"{mirror.url}/simple"))
     activate = env / "bin/activate"
@@ -204,7 +210,7 @@ def test_uv_in_the_activated_environment_uses_the_mirror(
     assert any("hello" in str(request) for request in mirror.seen)
 
 
-def test_start_line_is_one_ascii_line_of_python_for_any_address() -> None:
+def test_pth_file_has_one_ascii_line_of_python_for_any_mirror_address() -> None:
     values = {"HF_ENDPOINT": "https://hüb.example/\"'\\{}", "HF_HUB_DISABLE_XET": "1"}
     line = variables.start_line(values, Hf.variable_groups)
     assert line.isascii()
@@ -216,7 +222,7 @@ def test_start_line_is_one_ascii_line_of_python_for_any_address() -> None:
     assert variables.start_line({"UV_DEFAULT_INDEX": "https://x"}, Hf.variable_groups) == ""
 
 
-def test_site_folders_are_found_in_the_unix_and_the_windows_layout(tmp_path: Path) -> None:
+def test_site_packages_folders_are_found_in_the_unix_and_the_windows_layout(tmp_path: Path) -> None:
     for folder in ("lib/python3.11/site-packages", "Lib/site-packages"):
         (tmp_path / "e" / folder).mkdir(parents=True)
     (tmp_path / "e/lib/python3.1").symlink_to("python3.11")  # conda's python package has this link

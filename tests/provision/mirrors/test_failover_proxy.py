@@ -1,4 +1,4 @@
-"""The failover proxy: real uv installs through it from test mirrors with faults."""
+"""Tests the failover proxy: real uv installs through the proxy from mirrors with faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def index_content(wheels_folder: Path) -> dict[str, bytes]:
-    """Return {path: content} of a complete index with ten packages."""
+    """Return {URL path: content} of an index with ten packages."""
     return index(sorted(wheels_folder.glob("*.whl")))
 
 
@@ -47,7 +47,7 @@ def wheels_folder(tmp_path: Path) -> Path:
 
 
 class ProxyInstallation:
-    """Install a lock with real uv through a failover proxy into a new environment."""
+    """Installs the packages of a lock with real uv through a failover proxy into a new environment."""
 
     def __init__(self, tmp_path: Path, lock: str, mirrors: list[MirrorSource]) -> None:
         self.lock, self.mirrors = lock, mirrors
@@ -139,14 +139,16 @@ class TestUv:
 
     @pytest.mark.parametrize("as_json", [True, False], ids=["json", "html"])
     @pytest.mark.parametrize("hashes", [True, False], ids=["checksums", "no checksums"])
-    def test_index_pages_in_each_format_are_read(
+    def test_installation_works_with_index_pages_in_json_or_html_and_with_or_without_checksums(
         self, play: Any, tmp_path: Path, wheels_folder: Path, *, as_json: bool, hashes: bool
     ) -> None:
         files = sorted(wheels_folder.glob("*.whl"))
         mirror = play(index(files, hashes=hashes, as_json=as_json))
         assert ProxyInstallation(tmp_path, lock_text(*files), sources_of(mirror)).run() == ALL_PACKAGES
 
-    def test_page_of_links_is_a_source(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+    def test_installation_works_with_a_find_links_page_as_the_mirror(
+        self, play: Any, tmp_path: Path, wheels_folder: Path
+    ) -> None:
         files = sorted(wheels_folder.glob("*.whl"))
         content = index(files)
         links = "".join(f'<a href="/files/{file.name}">{file.name}</a>' for file in files)
@@ -154,7 +156,7 @@ class TestUv:
         source = MirrorSource("flat", f"{flat.url}/all", "find-links")
         assert ProxyInstallation(tmp_path, lock_text(*files), [source]).run() == ALL_PACKAGES
 
-    def test_cached_packages_need_no_request_after_a_change_of_the_mirror_or_offline(
+    def test_cached_packages_are_installed_without_a_request_from_another_mirror_or_offline(
         self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
         lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
@@ -165,7 +167,7 @@ class TestUv:
         assert not other.seen, "the ETag of a page depends only on the lock"
         assert ProxyInstallation(tmp_path, lock, []).run(offline=True) == ALL_PACKAGES
 
-    def test_failure_of_all_sources_is_reported_by_the_proxy(
+    def test_wrong_content_of_the_only_mirror_is_reported_by_the_proxy_for_the_file(
         self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
         wrong = play(index_content, Fault("/files/part3", flip=True))
@@ -174,7 +176,7 @@ class TestUv:
             installation.run()
         assert "but the pinned sha256 is" in installation.failures["part3-1.0-py3-none-any.whl"]
 
-    def test_partial_file_of_a_killed_run_is_resumed(
+    def test_installation_with_a_partial_file_of_a_killed_run_succeeds_and_empties_the_store(
         self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
         lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
@@ -187,7 +189,7 @@ class TestUv:
         assert len(deliveries) == 10
         assert not list(installation.store.iterdir()), "the store keeps no file that uv has"
 
-    def test_proxies_of_the_machine_stay_for_other_hosts(self, tmp_path: Path) -> None:
+    def test_proxy_for_http_is_the_failover_proxy_and_the_users_proxy_for_https_stays(self, tmp_path: Path) -> None:
         with failover_proxy.FailoverProxy(requests.Session(), tmp_path, SourceHealth(), lambda _, __: None) as proxy:
             environment = proxy.environment(
                 {"https_proxy": "http://p:1", "NO_PROXY": "corp", "UV_FIND_LINKS": "http://h:8/x"}
@@ -197,7 +199,7 @@ class TestUv:
             assert "https_proxy" not in proxy.environment({"https_proxy": "http://p:1", "no_proxy": "*"})
 
 
-def test_request_for_a_path_outside_of_the_store_gets_404(tmp_path: Path) -> None:
+def test_request_for_a_path_outside_of_the_proxys_store_or_a_partial_file_gets_404(tmp_path: Path) -> None:
     (tmp_path / "secret.whl").write_bytes(b"mine")
     store = tmp_path / "store"
     with failover_proxy.FailoverProxy(requests.Session(), store, SourceHealth(), lambda _, __: None) as proxy:
@@ -209,10 +211,10 @@ def test_request_for_a_path_outside_of_the_store_gets_404(tmp_path: Path) -> Non
 
 
 class TestPages:
-    """Check that the lock decides the content of a page."""
+    """Tests that an index page of the proxy lists the locked files only."""
 
     def page(self, tmp_path: Path, locked: set[str], mirrors: list[MirrorSource]) -> list[str]:
-        """Return the names of the files on the page of part3."""
+        """Return the names of the files on the proxy's index page of the package part3; `locked` has its hashes."""
         with failover_proxy.FailoverProxy(
             requests.Session(), tmp_path / "store", SourceHealth(), lambda _, __: None
         ) as proxy:
@@ -220,7 +222,7 @@ class TestPages:
             page = proxy.page("part3")
             return [row["filename"] for row in json.loads(page[0])["files"]] if page else []
 
-    def test_page_combines_mirrors_until_all_locked_files_are_listed(
+    def test_index_page_combines_mirrors_until_all_locked_files_are_listed(
         self, play: Any, tmp_path: Path, wheels_folder: Path
     ) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
@@ -234,7 +236,9 @@ class TestPages:
         self.page(tmp_path, locked, sources_of(complete, incomplete))
         assert not incomplete.seen, "one complete mirror is enough"
 
-    def test_files_that_are_not_locked_are_not_listed(self, play: Any, tmp_path: Path, wheels_folder: Path) -> None:
+    def test_files_that_are_not_locked_are_not_on_the_index_page(
+        self, play: Any, tmp_path: Path, wheels_folder: Path
+    ) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
         assert self.page(tmp_path, {"0" * 64}, sources_of(play(index([wheel])))) == []
 

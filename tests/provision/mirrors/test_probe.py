@@ -1,4 +1,4 @@
-"""The probe: completeness, checksums, speed and failures of mirrors, with servers on loopback."""
+"""Tests the probe of mirrors: completeness, checksums, rate and failures, with servers on loopback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ThreadClock(threading.local):
-    """Replace the module `time` with a clock for each thread; each mirror is probed in its own thread."""
+    """Replaces the module `time` by a clock for each thread; each mirror is probed in its own thread."""
 
     now = 0.0
 
@@ -50,7 +50,7 @@ class ThreadClock(threading.local):
 
 
 class TimedSession(requests.Session):
-    """Add one second to the thread's clock for each request of the largest file from a slow server."""
+    """Adds one second to the thread's clock for each request of the largest file from a slow server."""
 
     def __init__(self, clock: ThreadClock, *slow: Played) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ def probe_indexes(
     new_session: Callable[[], requests.Session] = session,
     **options: Any,
 ) -> dict[str, ProbeResult]:
-    """Probe servers as indexes for these wheels; `options` are further fields of each target."""
+    """Probe servers as indexes with these wheels as probe files; return {name of the server: result}."""
     targets = [ProbeTarget("pip", name, f"{server.url}/simple", **options) for name, server in servers.items()]
     results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, new_session)
     return {result.target.name: result for result in results}
 
 
 class TestPip:
-    def test_complete_mirror_has_all_files_and_a_speed(self, play: Any, files: list[Path]) -> None:
+    def test_probe_of_a_complete_mirror_finds_all_files_and_measures_a_rate(self, play: Any, files: list[Path]) -> None:
         server = play(index(files))
         result = probe_indexes(files, {"full": server})["full"]
         assert (result.held, result.asked, result.error, result.is_complete) == (3, 3, None, True)
@@ -131,14 +131,16 @@ class TestPip:
             "connection closed early",
         ],
     )
-    def test_unusable_mirror_has_the_reason_as_error(
+    def test_probe_of_an_unusable_mirror_has_the_reason_as_error(
         self, play: Any, files: list[Path], fault: Fault, reason: str
     ) -> None:
         result = probe_indexes(files, {"bad": play(index(files), fault)})["bad"]
         assert reason in (result.error or "")
         assert not result.is_complete
 
-    def test_redirect_to_another_host_needs_a_mirror_with_redirects(self, play: Any, files: list[Path]) -> None:
+    def test_redirect_to_another_host_is_rejected_unless_the_mirror_allows_redirects(
+        self, play: Any, files: list[Path]
+    ) -> None:
         other = play(index(files))
         content = index(files)
         for name in ("big", "small", "new"):
@@ -152,18 +154,18 @@ class TestPip:
         allowed = probe_indexes(files, {"r": play(content, *faults)}, redirects=True)["r"]
         assert (allowed.is_complete, allowed.final_host) == (True, other.url.removeprefix("http://"))
 
-    def test_links_to_files_on_another_host_are_rejected(self, play: Any, files: list[Path]) -> None:
+    def test_index_page_with_links_to_files_on_another_host_is_rejected(self, play: Any, files: list[Path]) -> None:
         other = play(index(files))
         content = {
             path: body.replace(b"../../files/", f"{other.url}/files/".encode()) for path, body in index(files).items()
         }
         assert "redirects or links to" in (probe_indexes(files, {"r": play(content)})["r"].error or "")
 
-    def test_requests_have_the_user_agent_of_firstlight(self, play: Any, files: list[Path]) -> None:
+    def test_requests_of_a_probe_have_the_user_agent_of_firstlight(self, play: Any, files: list[Path]) -> None:
         server = play(index(files), Fault(status=403, without_agent=True))
         assert probe_indexes(files, {"m": server})["m"].is_complete
 
-    def test_missing_file_is_reported_with_the_newest_version_of_the_index(
+    def test_file_that_a_mirror_lacks_is_reported_with_the_newest_version_in_its_index(
         self, play: Any, files: list[Path], tmp_path: Path
     ) -> None:
         old = tmp_path / "old"
@@ -187,13 +189,15 @@ class TestPip:
         names = [result.target.name for result in rank(list(results.values()))]
         assert names == ["fast", "slow", "fast, lacks one"]
 
-    def test_only_two_megabytes_of_the_largest_file_are_requested(self, play: Any, files: list[Path]) -> None:
+    def test_only_the_first_two_megabytes_of_the_largest_file_are_requested(self, play: Any, files: list[Path]) -> None:
         server = play(index(files))
         probe_indexes(files, {"m": server})
         ranges = [headers.get("Range") for path, headers in server.seen if "big" in path and path.startswith("/files")]
         assert ranges == ["bytes=0-2097151"]
 
-    def test_stalling_mirrors_do_not_hide_the_other_mirrors(self, play: Any, files: list[Path]) -> None:
+    def test_probe_of_37_mirrors_of_which_18_stall_finds_the_other_19_usable(
+        self, play: Any, files: list[Path]
+    ) -> None:
         content = index(files)
         targets = []
         for number in range(37):
@@ -210,7 +214,7 @@ class TestPip:
         results = probe_indexes(files, {f"m{number}": server for number, server in enumerate(closed)})
         assert {result.reachable for result in results.values()} == {False}
 
-    def test_blocking_name_lookup_does_not_block_the_probe(
+    def test_probe_of_a_mirror_whose_name_lookup_never_ends_has_an_error_after_its_time_limit(
         self, files: list[Path], monkeypatch: pytest.MonkeyPatch, play: Any
     ) -> None:
         def block(*_: object, **__: object) -> None:
@@ -264,7 +268,7 @@ class TestConda:
         ],
         ids=["complete", "no repodata", "login page", "file missing", "file of another size", "wrong content"],
     )
-    def test_channel_is_usable_or_has_the_reason_as_error(
+    def test_probe_of_a_conda_channel_finds_it_usable_or_has_the_reason_as_error(
         self, play: Any, fault: Fault | None, error: str | None, missing: tuple[str, ...]
     ) -> None:
         big, small = b"p" * 500_000, b"tz"
@@ -282,7 +286,7 @@ class TestConda:
         assert sum(path.endswith("repodata.json") for path in server.paths) == 1
 
 
-def test_hub_is_probed_by_pinned_files_and_the_result_has_the_final_host(play: Any) -> None:
+def test_probe_of_a_hub_uses_pinned_files_and_reports_the_host_of_the_redirect_target(play: Any) -> None:
     weights, config = b"w" * 400_000, b"{}"
     data = play({"/blob": weights})
     path = "/o/m/resolve/abc/w.safetensors"
@@ -301,7 +305,9 @@ def test_hub_is_probed_by_pinned_files_and_the_result_has_the_final_host(play: A
 
 @pytest.mark.parametrize("kind", ["index", "find-links"])
 @pytest.mark.parametrize("actual_kind", ["index", "find-links"])
-def test_probe_detects_the_kind_of_a_torch_mirror(play: Any, tmp_path: Path, kind: str, actual_kind: str) -> None:
+def test_probe_detects_whether_a_torch_mirror_is_an_index_or_a_find_links_page(
+    play: Any, tmp_path: Path, kind: str, actual_kind: str
+) -> None:
     wheel = write_wheel(tmp_path, "torch", "9.9+cpu", {})
     link = f'<a href="/files/{wheel.name.replace("+", "%2B")}">x</a>'.encode()
     page = "/whl/torch/" if actual_kind == "index" else "/whl/"
@@ -312,7 +318,7 @@ def test_probe_detects_the_kind_of_a_torch_mirror(play: Any, tmp_path: Path, kin
 
 
 def test_shipped_probe_files_match_the_shipped_locks() -> None:
-    """Check that each lock has its largest and newest files, and one file small enough to compare its checksum."""
+    """Check that each lock's probe files have the largest file, the newest file, and one file that is hashed whole."""
     folder = CHECKOUT / "envs/diffusers"
     manifest = list(toml.load_tables(CHECKOUT / "envs/models.toml", models.ModelSpec).values())
     for lock in folder.glob("*.lock"):

@@ -1,4 +1,4 @@
-"""The settings files of the chosen mirrors: real tools read them, and restore returns every byte."""
+"""Tests the settings files of the chosen mirrors: real tools read them, and restore returns every byte."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def snapshot(home: Path) -> dict[str, tuple[bytes | None, int]]:
 
 
 def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: bytes | None, mode: int) -> None:
-    """Write the settings of two mirrors one after the other, restore, and compare every byte, mode and folder."""
+    """Write the settings of two mirrors one after the other, then assert that restore returns every byte and mode."""
     home, root = base / "home", Root(base / "root")
     home.mkdir()
     root.state.mkdir(parents=True)
@@ -116,7 +116,7 @@ homes = (
 class TestRestore:
     @hypothesis_settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
-    def test_restore_after_use_returns_every_byte(
+    def test_restore_of_mirror_settings_returns_every_byte_and_mode_of_the_users_files(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
     ) -> None:
         use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
@@ -124,12 +124,14 @@ class TestRestore:
     @pytest.mark.long
     @hypothesis_settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(*homes)
-    def test_restore_after_use_returns_every_byte_in_a_thousand_examples(
+    def test_restore_of_mirror_settings_returns_every_byte_and_mode_in_1000_examples(
         self, tmp_path_factory: pytest.TempPathFactory, ini: bytes, yaml: bytes, toml: bytes, mode: int
     ) -> None:
         use_and_restore(tmp_path_factory.mktemp("h"), ini, yaml, toml, mode)
 
-    def test_edited_file_blocks_restore_and_is_kept_with_force(self, root: Root, home: Path) -> None:
+    def test_settings_file_that_the_user_edited_blocks_restore_and_is_kept_with_force(
+        self, root: Root, home: Path
+    ) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         chosen_mirrors.write(root, record_of())
         apply(root, home)
@@ -143,7 +145,9 @@ class TestRestore:
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert (home / ".condarc.firstlight-kept-1").read_text() == "mine: now\n"
 
-    def test_files_lost_in_a_wipe_are_written_again_and_restore_removes_them(self, root: Root, home: Path) -> None:
+    def test_settings_files_lost_in_a_wipe_are_written_again_and_removed_by_restore(
+        self, root: Root, home: Path
+    ) -> None:
         chosen_mirrors.write(root, record_of())
         apply(root, home)
         for path in (home / ".config/pip/pip.conf", home / ".condarc"):
@@ -153,7 +157,7 @@ class TestRestore:
         restore(root)
         assert not (home / ".condarc").exists()
 
-    def test_restore_returns_a_lost_file_with_its_mode(self, root: Root, home: Path) -> None:
+    def test_restore_returns_a_deleted_settings_file_of_the_user_with_its_mode(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         (home / ".condarc").chmod(0o600)
         chosen_mirrors.write(root, record_of())
@@ -163,7 +167,7 @@ class TestRestore:
         assert (home / ".condarc").read_text() == "channels: [a]\n"
         assert stat.S_IMODE((home / ".condarc").stat().st_mode) == 0o600
 
-    def test_users_edit_of_a_written_file_stays_when_the_mirror_changes(self, root: Root, home: Path) -> None:
+    def test_users_edit_of_a_settings_file_stays_when_the_mirror_changes(self, root: Root, home: Path) -> None:
         chosen_mirrors.write(root, record_of())
         apply(root, home)
         file = home / ".config/pip/pip.conf"
@@ -183,7 +187,9 @@ class TestRestore:
         assert file.with_name("pip.conf.firstlight-kept-1").read_text() == edited
         assert not file.exists()
 
-    def test_choice_of_the_official_source_leaves_the_file_to_the_user(self, root: Root, home: Path) -> None:
+    def test_restore_after_the_official_source_was_chosen_keeps_a_later_edit_of_the_user(
+        self, root: Root, home: Path
+    ) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         chosen_mirrors.write(root, record_of())
         apply(root, home)
@@ -198,7 +204,7 @@ class TestRestore:
         restore(root)
         assert (home / ".condarc").read_text() == "channels: [b]\n"
 
-    def test_lost_file_is_written_again_with_the_users_settings(self, root: Root, home: Path) -> None:
+    def test_deleted_settings_file_is_written_again_with_the_users_settings(self, root: Root, home: Path) -> None:
         (home / ".condarc").write_text("channels: [a]\n")
         chosen_mirrors.write(root, record_of())
         apply(root, home)
@@ -217,7 +223,7 @@ class TestRestore:
         restore(root)
         assert (tmp_path / "dotfiles").read_text() == "channels: [a]\n"
 
-    def test_run_killed_before_it_writes_a_file_can_be_restored(
+    def test_settings_file_whose_write_was_interrupted_can_be_restored(
         self, root: Root, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Interrupt the write of a file; the record on the volume must already have the original content."""
@@ -296,7 +302,7 @@ class TestShellenv:
     SPECIAL = '/vol ume/it\'s "$HOME" `x` \\ % 中'
 
     @pytest.mark.parametrize("shell", SHELLS)
-    def test_value_with_special_characters_is_the_same_in_each_shell(self, root: Root, shell: str) -> None:
+    def test_shellenv_value_with_special_characters_is_the_same_in_each_shell(self, root: Root, shell: str) -> None:
         import shutil
 
         if shutil.which(shell) is None:
@@ -308,14 +314,14 @@ class TestShellenv:
         done = subprocess.run([shell, flag, text + show.encode()], capture_output=True, check=True)
         assert done.stdout.decode() == self.SPECIAL
 
-    def test_path_that_is_not_utf8_is_the_same_in_bash(self) -> None:
+    def test_shellenv_value_that_is_not_utf8_is_the_same_in_bash(self) -> None:
         path = os.fsdecode(b"/v\xff'")
         done = subprocess.run(
             ["bash", "-c", variables.script({"A": path}, "bash") + b'printf %s "$A"'], capture_output=True, check=True
         )
         assert done.stdout == b"/v\xff'"
 
-    def test_shellenv_prints_only_the_variables_sorted_by_name(self, root: Root) -> None:
+    def test_shellenv_prints_the_stored_variables_sorted_by_name(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
         for name, value in (("ZED", "z"), *write_config.mirror_variables(record_of()).items()):
             variables.set_value(root, name, value, journal)
@@ -331,7 +337,7 @@ class TestShellenv:
         ]
         assert provision("shellenv", "--root", root.path, "--shell", "csh").returncode == 2
 
-    def test_group_with_a_value_of_the_user_is_left_out_for_a_child(self, root: Root) -> None:
+    def test_child_process_gets_no_mirror_variable_of_a_tool_whose_variable_the_user_has_set(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
         for name, value in write_config.mirror_variables(record_of()).items():
             variables.set_value(root, name, value, journal)
@@ -344,7 +350,7 @@ class TestShellenv:
         assert "PIP_INDEX_URL" in values
 
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-    def test_activation_sets_unset_variables_and_deactivation_unsets_only_those(
+    def test_activation_sets_only_unset_mirror_variables_and_deactivation_unsets_those(
         self, tmp_path: Path, shell: str
     ) -> None:
         import shutil

@@ -1,4 +1,4 @@
-"""Each tool's class: own settings, official source, probe files, settings files and variables."""
+"""Tests the class of each tool: the user's settings, official source, probe files, settings files and variables."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_variables_of_a_mirror_are_the_variables_that_restore_unsets(tool: Tool)
         (Hf(), {"HF_ENDPOINT": f"{URL}/"}, None),
     ],
 )
-def test_own_setting_is_the_users_and_not_the_chosen_mirror(
+def test_own_setting_of_a_tool_is_a_value_of_the_user_and_not_the_chosen_mirror(
     tool: Tool, environ: dict[str, str], setting: str | None, home: Path
 ) -> None:
     assert tool.own_setting(MachineSettings({"HOME": str(home), **environ}, home), RECORD) == setting
@@ -100,7 +100,7 @@ def test_settings_of_pip_are_read_once_and_only_for_tools_that_need_them(
     assert calls == [{}]
 
 
-def test_official_source_is_the_default_of_the_installer(tmp_path: Path) -> None:
+def test_official_source_of_each_tool_is_the_default_of_its_installer(tmp_path: Path) -> None:
     locked = needs(tmp_path, package("bioconda", "b"), package("conda-forge", "a"))
     sources = {tool.name: tool.official(locked) for tool in all_tools.TOOLS}
     channels = {name: f"{conda_settings.CHANNELS}/{name}" for name in ("bioconda", "conda-forge")}
@@ -112,14 +112,14 @@ def test_official_source_is_the_default_of_the_installer(tmp_path: Path) -> None
     }
 
 
-def test_probe_files_come_from_the_locks_that_the_tool_installs(tmp_path: Path) -> None:
+def test_probe_files_of_each_tool_come_from_the_locks_that_the_tool_installs(tmp_path: Path) -> None:
     locked = needs(tmp_path, package("conda-forge", "c"))
     names = {tool.name: [file.name for file in tool.probe_files(locked)] for tool in all_tools.TOOLS}
     assert names == {"pip": ["a"], "conda": ["c"], "torch": ["torch"], "hf": ["l", "s"]}
     assert Conda().probe_files(needs(tmp_path)) == []
 
 
-def test_mirror_without_a_locked_channel_is_not_probed(tmp_path: Path) -> None:
+def test_conda_mirror_without_a_locked_channel_is_not_probed(tmp_path: Path) -> None:
     locked = needs(tmp_path, package("bioconda", "b"))
     source = CondaMirror(url=URL).source_for("m", locked)
     target = Conda().target(source, locked)
@@ -128,7 +128,7 @@ def test_mirror_without_a_locked_channel_is_not_probed(tmp_path: Path) -> None:
     assert Conda().target(MirrorSource("m", URL, channels={"conda-forge": f"{URL}/conda-forge"}), locked) is None
 
 
-def test_channel_that_a_mirror_lacks_has_its_official_address(tmp_path: Path) -> None:
+def test_conda_channel_that_a_mirror_lacks_has_its_official_address(tmp_path: Path) -> None:
     mirror = CondaMirror(url=URL, lacks=["nvidia"], elsewhere={"pytorch": "https://e.example"})
     assert mirror.source_for("m", needs(tmp_path)).channels == {
         "conda-forge": f"{URL}/conda-forge",
@@ -137,7 +137,7 @@ def test_channel_that_a_mirror_lacks_has_its_official_address(tmp_path: Path) ->
     }
 
 
-def test_address_of_a_torch_mirror_has_the_variant(tmp_path: Path) -> None:
+def test_address_of_a_torch_mirror_contains_the_variant(tmp_path: Path) -> None:
     mirror = TorchMirror(url="https://m.example/{variant}/", kind="find-links")
     source = mirror.source_for("m", needs(tmp_path))
     assert source == MirrorSource("m", "https://m.example/cpu/", "find-links")
@@ -146,7 +146,7 @@ def test_address_of_a_torch_mirror_has_the_variant(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", PYTHON_SOURCES)
-def test_environment_files_are_returned_only_for_an_existing_environment(
+def test_settings_files_in_an_environment_are_returned_only_if_the_environment_exists(
     home: Path, source: PythonSource | None
 ) -> None:
     files = {
@@ -162,14 +162,14 @@ def test_environment_files_are_returned_only_for_an_existing_environment(
     assert files == {"pip": pip, "conda": conda, "torch": {}, "hf": {}}
 
 
-def test_condarc_without_conda_is_returned_only_if_it_exists(home: Path) -> None:
+def test_condarc_of_a_home_without_conda_is_returned_only_if_the_file_exists(home: Path) -> None:
     without_conda = scope(home, RECORD, None, conda_is_here=False)
     assert Conda().config_files(without_conda) == []
     (home / ".condarc").write_text("")
     assert [file.path for file in Conda().config_files(without_conda)] == [home / ".condarc"]
 
 
-def test_files_have_the_mirror_and_are_empty_for_the_official_source(home: Path) -> None:
+def test_settings_files_have_the_mirror_and_are_empty_for_the_official_source(home: Path) -> None:
     official_record = MirrorRecord(
         {name: MirrorChoice(OFFICIAL, (MirrorSource(OFFICIAL),), "") for name in all_tools.names()}
     )
@@ -180,7 +180,7 @@ def test_files_have_the_mirror_and_are_empty_for_the_official_source(home: Path)
             assert file.render(b"") == b""
 
 
-def test_page_of_torch_is_only_in_the_environments_pip_conf(home: Path) -> None:
+def test_page_of_torch_is_in_the_environments_pip_conf_and_not_in_the_users(home: Path) -> None:
     files = Pip().config_files(scope(home, RECORD, PythonSource.SYSTEM))
     texts = {file.stage: file.render(b"").decode() for file in files}
     assert f"find-links = {URL}/torch/" in texts[Stage.ENVIRONMENT]

@@ -1,4 +1,4 @@
-"""A new class in the list of tools is enough for a fifth tool: it is probed, chosen, written and restored."""
+"""Tests that one class in the list of tools adds a fifth tool, which is probed, chosen, written and restored."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def _fifth_tool(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def catalogue_with(tmp_path: Path, url: str) -> catalogue.Catalogue:
-    """Return a catalogue with one mirror of cargo, named near."""
+    """Return a catalogue with one mirror of the tool cargo, named `near`."""
     file = tmp_path / "mirrors.toml"
     file.write_text(f'[cargo.near]\nurl = "{url}"\n')
     return catalogue.load(file)
 
 
-def test_fifth_tool_is_probed_written_and_restored(tmp_path: Path, home: Path, play: Any) -> None:
+def test_fifth_tool_that_one_class_adds_is_probed_written_and_restored(tmp_path: Path, home: Path, play: Any) -> None:
     server = play({"/crate-1": CONTENT})
     root = Root(tmp_path / "root")
     root.state.mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_fifth_tool_is_probed_written_and_restored(tmp_path: Path, home: Path, p
     assert variables.read(root) == {}
 
 
-def test_own_setting_of_fifth_tool_stays(tmp_path: Path, home: Path, play: Any) -> None:
+def test_users_own_setting_of_a_fifth_tool_is_kept(tmp_path: Path, home: Path, play: Any) -> None:
     mirrors: catalogue.Catalogue = catalogue_with(tmp_path, play({}).url)
     near: Mirror = mirrors.of("cargo")["near"]
     assert near.enabled
@@ -118,7 +118,7 @@ def test_own_setting_of_fifth_tool_stays(tmp_path: Path, home: Path, play: Any) 
     assert selector.auto(all_tools.by_name("cargo"), []).why == "this machine's own setting stays: mine"
 
 
-def test_start_line_of_two_groups_is_one_line() -> None:
+def test_pth_line_for_the_variables_of_two_tools_is_one_line_that_sets_both() -> None:
     values = {"HF_ENDPOINT": "https://hub", "CARGO_INDEX": "https://crates"}
     environ: dict[str, str] = {}
     line = variables.start_line(values, all_tools.variable_groups())
