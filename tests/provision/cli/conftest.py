@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def root_flags(tmp_path: Path) -> list[object]:
-    """Return flags for a root without models and relocations; commands without --envs take them too."""
+    """Return the flags --root and --host of a host without models and relocations; --envs is not among them."""
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
     return ["--root", tmp_path / "root", "--host", tmp_path / "host.toml"]

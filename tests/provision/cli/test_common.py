@@ -1,4 +1,4 @@
-"""Tests the records of flags that commands share, and the options for the output that they set."""
+"""Tests the records of flags that commands share, and the output options that are made from these flags."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("command", FLAGS)
-def test_help_lists_the_flags_of_a_command_in_order(command: str) -> None:
+def test_help_of_each_command_lists_its_flags_in_the_fixed_order(command: str) -> None:
     text = provision(*command.split(), "--help").stdout
     assert re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE) == [*FLAGS[command].split(), "--help"]
 
 
-def test_output_options_take_the_flags_and_default_the_missing_ones() -> None:
+def test_output_options_have_the_values_of_the_flags_and_defaults_for_missing_flags() -> None:
     brief = BriefOutputFlags(wait=5, json=True, quiet=True, no_color=True)
     assert OutputOptions.of(brief) == OutputOptions(json=True, quiet=True, verbose=False, no_color=True, wait=5)
     assert OutputOptions.of(OutputFlags(verbose=True)) == OutputOptions(verbose=True)
 
 
-def test_flag_and_variable_turn_colors_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flag_no_color_and_variable_no_color_each_turn_colors_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert OutputOptions().color
     assert not OutputOptions(no_color=True).color

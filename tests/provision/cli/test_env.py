@@ -25,7 +25,7 @@ HOST = "relocate = []\nmodels = []\n"
 
 @pytest.fixture
 def base(home: Path) -> Path:
-    """Make the folders by which a conda installation is recognized."""
+    """Make the folders by which firstlight recognizes a conda installation; return the installation's folder."""
     folder = home / "miniconda3"
     (folder / "conda-meta").mkdir(parents=True)
     (folder / "envs").mkdir()
@@ -33,7 +33,7 @@ def base(home: Path) -> Path:
 
 
 def listed_environments(*root_flags: object) -> dict[str, dict[str, Any]]:
-    """Return {name: environment} as `env list --json` prints them."""
+    """Run `env list --json`, and return {name: object of the environment}."""
     completed = provision("env", "list", *root_flags, "--json")
     assert completed.returncode == 0, completed.stderr
     output = json.loads(completed.stdout)
@@ -41,7 +41,7 @@ def listed_environments(*root_flags: object) -> dict[str, dict[str, Any]]:
     return {environment["name"]: environment for environment in output["envs"]}
 
 
-def test_environment_is_created_used_listed_and_removed(
+def test_env_commands_create_run_list_and_remove_a_conda_environment(
     tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     created = provision("env", "create", *root_flags, "--envs", conda_envs, "--interpreter", "conda")
@@ -82,7 +82,7 @@ def test_environment_is_created_used_listed_and_removed(
     assert provision("env", "run", *root_flags, "--", "python").returncode == 4
 
 
-def test_environment_with_a_running_program_is_not_removed(
+def test_env_remove_is_blocked_while_a_program_of_the_environment_runs(
     tmp_path: Path, root_flags: list[object], envs: Path
 ) -> None:
     assert provision("env", "create", *root_flags, "--envs", envs).returncode == 0
@@ -101,13 +101,15 @@ def test_environment_with_a_running_program_is_not_removed(
     assert provision("env", "remove", "diffusers", *root_flags, "--yes").returncode == 0
 
 
-def test_folder_that_firstlight_did_not_make_is_not_removed(tmp_path: Path, root_flags: list[object]) -> None:
+def test_env_remove_is_blocked_for_a_folder_that_firstlight_did_not_make(
+    tmp_path: Path, root_flags: list[object]
+) -> None:
     (tmp_path / "root/envs/mine").mkdir(parents=True)
     refused = provision("env", "remove", "mine", *root_flags, "--yes")
     assert (refused.returncode, (tmp_path / "root/envs/mine").is_dir()) == (4, True)
 
 
-def test_repair_restores_the_link_for_conda_after_a_wipe(
+def test_repair_after_a_wipe_restores_the_link_by_which_conda_finds_the_environment(
     tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     assert provision("env", "create", *root_flags, "--envs", conda_envs).returncode == 0
@@ -117,7 +119,7 @@ def test_repair_restores_the_link_for_conda_after_a_wipe(
     assert (home / ".conda/envs/diffusers").is_symlink()
 
 
-def test_environment_of_conda_with_the_same_name_keeps_its_name(
+def test_new_environment_is_activated_by_its_path_if_conda_already_has_the_name(
     tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     (base / "envs/diffusers").mkdir()
@@ -137,7 +139,7 @@ def test_environment_of_conda_with_the_same_name_keeps_its_name(
         (["create", "--interpreter", "conda"], 2, "has no conda-lock.yml"),
     ],
 )
-def test_wrong_argument_is_rejected(
+def test_env_create_with_a_wrong_argument_is_rejected_with_the_reason(
     envs: Path, root_flags: list[object], arguments: list[str], code: int, message: str
 ) -> None:
     completed = provision("env", *arguments, *root_flags, "--envs", envs)
@@ -146,7 +148,7 @@ def test_wrong_argument_is_rejected(
     assert "Traceback" not in completed.stderr
 
 
-def test_dangling_link_of_the_user_is_kept(
+def test_dangling_link_of_the_user_with_the_name_of_a_new_environment_is_kept_and_reported(
     tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
 ) -> None:
     link = home / ".conda/envs/diffusers"
@@ -158,7 +160,7 @@ def test_dangling_link_of_the_user_is_kept(
     assert f"conda uses the name diffusers for {link}" in created.stdout
 
 
-def test_package_from_pip_that_replaces_condas_is_listed(
+def test_pip_package_that_replaces_a_conda_package_is_listed_as_mixed(
     tmp_path: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, wheels: Path
 ) -> None:
     assert provision("env", "create", *root_flags, "--envs", conda_envs).returncode == 0
@@ -174,7 +176,7 @@ def test_package_from_pip_that_replaces_condas_is_listed(
     assert "MIXED: pip 99.0 from pip replaces" in provision("env", "list", *root_flags).stdout
 
 
-def test_pip_package_that_a_conda_package_depends_on_is_listed(tmp_path: Path) -> None:
+def test_pip_package_that_a_conda_package_depends_on_is_reported_as_a_conflict(tmp_path: Path) -> None:
     meta = tmp_path / "conda-meta"
     meta.mkdir()
     record = {
@@ -188,7 +190,7 @@ def test_pip_package_that_a_conda_package_depends_on_is_listed(tmp_path: Path) -
     assert conda_pip_conflicts.conflicts(tmp_path) == ["numpy 2.0 from pip, but conda's scipy depends on it"]
 
 
-def test_environments_of_all_usual_folders_are_listed(
+def test_env_list_finds_conda_environments_and_venvs_in_all_usual_folders(
     tmp_path: Path, home: Path, base: Path, root_flags: list[object]
 ) -> None:
     for folder in (base / "envs/one", tmp_path / "dirs/two", tmp_path / "three"):
@@ -207,5 +209,5 @@ def test_environments_of_all_usual_folders_are_listed(
     assert not any(environment["on_volume"] for environment in environments.values())
 
 
-def test_root_that_does_not_exist_has_no_environments(tmp_path: Path, home: Path) -> None:
+def test_root_that_does_not_exist_yields_an_empty_list_of_environments(tmp_path: Path, home: Path) -> None:
     assert discover.environments(Root(tmp_path / "none"), home, {"PATH": ""}) == []

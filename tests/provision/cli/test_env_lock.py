@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def definition_folder(tmp_path: Path, envs: Path, wheels: Path) -> Path:
-    """Make the folder of an environment without locks, and return it."""
+    """Make the definition folder of an environment without lock files, and return the folder."""
     write_wheel(wheels, "greet", "1.0", {"greet.py": "def main():\n    print('hello from pip')\n"})
     folder = envs / "mine"
     folder.mkdir()
@@ -33,7 +33,7 @@ def definition_folder(tmp_path: Path, envs: Path, wheels: Path) -> Path:
     return folder
 
 
-def test_environment_with_conda_and_pip_packages_is_locked_and_built(
+def test_environment_with_conda_and_pip_packages_is_locked_and_built_from_its_locks(
     tmp_path: Path,
     definition_folder: Path,
     envs: Path,
@@ -62,7 +62,7 @@ def test_environment_with_conda_and_pip_packages_is_locked_and_built(
     assert (definition_folder / "conda-lock.yml").read_text() == conda_text, "the same solution gives the same bytes"
 
 
-def test_environment_without_lock_is_rejected_with_the_command_to_lock_it(
+def test_env_create_without_a_lock_file_is_rejected_and_suggests_env_lock(
     definition_folder: Path, envs: Path, root_flags: list[object]
 ) -> None:
     completed = provision("env", "create", "mine", *root_flags, "--envs", envs)
@@ -70,7 +70,7 @@ def test_environment_without_lock_is_rejected_with_the_command_to_lock_it(
     assert "is not locked yet. Run `" in completed.stderr
 
 
-def test_environment_of_conda_packages_only_and_a_pip_section_are_locked(
+def test_env_lock_writes_a_pip_lock_only_if_environment_yml_has_a_pip_section(
     definition_folder: Path,
     envs: Path,
     conda: conda_channel.Served,
@@ -107,7 +107,7 @@ def test_environment_of_conda_packages_only_and_a_pip_section_are_locked(
         ("dependencies: []\nplatforms: [amiga]\n", None, "unknown platform amiga"),
     ],
 )
-def test_wrong_or_conflicting_environment_yml_is_rejected(
+def test_wrong_or_conflicting_environment_yml_is_rejected_with_the_reason(
     definition_folder: Path, envs: Path, yml: str, requirements: str | None, message: str
 ) -> None:
     (definition_folder / "environment.yml").write_text(yml)
@@ -119,7 +119,7 @@ def test_wrong_or_conflicting_environment_yml_is_rejected(
     assert "Traceback" not in completed.stderr
 
 
-def test_pip_lock_must_have_the_versions_of_the_conda_lock(
+def test_env_lock_fails_if_pip_finds_no_package_with_the_version_of_the_conda_lock(
     definition_folder: Path, envs: Path, index: conda_channel.Served, wheels: Path
 ) -> None:
     (definition_folder / "requirements.in").write_text("greet\n")
@@ -133,16 +133,16 @@ def test_pip_lock_must_have_the_versions_of_the_conda_lock(
         write_locks.lock(envs, "mine", write_locks.SolverOptions(None, {}, [], keep_conda=True))
 
 
-def test_conda_lock_without_conda_is_rejected(definition_folder: Path, envs: Path) -> None:
+def test_env_lock_with_conda_lock_is_blocked_if_no_conda_program_is_found(definition_folder: Path, envs: Path) -> None:
     completed = provision("env", "lock", "mine", "--envs", envs, "--with", "conda-lock", env={"PATH": "/nonexistent"})
     assert completed.returncode == 4, completed.stderr
     assert "conda-lock needs one of conda, mamba, micromamba" in completed.stderr
 
 
-def test_conda_lock_solves_the_conda_packages_and_urls_become_official(
+def test_conda_lock_gets_only_the_conda_packages_and_mirror_urls_become_official(
     definition_folder: Path, envs: Path, tmp_path: Path
 ) -> None:
-    """Use a script that writes the URLs of a mirror, as the real conda-lock does: that needs a real conda."""
+    """Replace conda-lock, which needs a real conda, by a script that writes the URLs of a mirror like conda-lock."""
     package = conda_lock.CondaPackage(
         "hello", "1", "linux-64", "M/conda-forge/noarch/hello-1-0.conda", "0" * 32, "0" * 64
     )
@@ -171,12 +171,12 @@ def test_conda_lock_solves_the_conda_packages_and_urls_become_official(
     assert [package.url for package in packages] == [f"{conda_channel.CANONICAL}/noarch/hello-1-0.conda"]
 
 
-def test_virtual_packages_for_conda_lock_are_rejected(definition_folder: Path, envs: Path) -> None:
+def test_flag_virtual_is_rejected_together_with_conda_lock(definition_folder: Path, envs: Path) -> None:
     completed = provision("env", "lock", "mine", "--envs", envs, "--with", "conda-lock", "--virtual", "__cuda=12")
     assert (completed.returncode, "--virtual is for rattler" in completed.stderr) == (2, True)
 
 
-def test_real_conda_lock_reads_the_shipped_lock(tmp_path: Path) -> None:
+def test_real_conda_lock_program_reads_the_shipped_lock_file(tmp_path: Path) -> None:
     """Run the parser of conda-lock 4 in an environment that is installed from interop.lock."""
     folder = tmp_path / "interop"
     pinned = CHECKOUT / "envs/toolbox/interop.lock"
@@ -214,14 +214,16 @@ def test_real_conda_lock_reads_the_shipped_lock(tmp_path: Path) -> None:
         (lambda _: "", "is not a conda-lock file of version 1"),
     ],
 )
-def test_error_of_a_corrupt_conda_lock_names_the_line(tmp_path: Path, change: Any, message: str) -> None:
+def test_corrupt_conda_lock_file_is_rejected_with_its_line_or_the_reason(
+    tmp_path: Path, change: Any, message: str
+) -> None:
     lock = tmp_path / "conda-lock.yml"
     lock.write_text(change((CHECKOUT / "envs/diffusers/conda-lock.yml").read_text()))
     with pytest.raises(SpecError, match=message):
         conda_lock.read_lock(lock)
 
 
-def test_shipped_conda_lock_is_written_back_unchanged(tmp_path: Path) -> None:
+def test_shipped_conda_lock_file_is_the_same_after_reading_and_writing(tmp_path: Path) -> None:
     packages = conda_lock.read_lock(CHECKOUT / "envs/diffusers/conda-lock.yml")
     text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
     assert text == (CHECKOUT / "envs/diffusers/conda-lock.yml").read_text()

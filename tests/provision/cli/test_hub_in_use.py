@@ -1,4 +1,4 @@
-"""Tests that every command uses the hub cache of huggingface_hub's rule, and reports one that programs do not find."""
+"""Tests that commands use the hub cache that huggingface_hub uses, and report a cache that programs do not find."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Root:
 
 @pytest.fixture
 def flags(play: Any, monkeypatch: pytest.MonkeyPatch, envs: Path, tmp_path: Path, root: Root) -> list[object]:
-    """Start a hub with one model, and return the flags for a manifest with it."""
+    """Start a hub with one model, and return the flags for the root and a manifest with that model."""
     played: Played = hub_server.start(play, REPO, FILES)
     monkeypatch.setenv("HF_ENDPOINT", played.url)
     (envs / "models.toml").write_text(manifest_entry("m", REPO, FILES))
@@ -51,13 +51,13 @@ def flags(play: Any, monkeypatch: pytest.MonkeyPatch, envs: Path, tmp_path: Path
 
 
 def is_found() -> bool:
-    """Return whether a program of this shell finds the model with huggingface_hub, offline and by its name."""
+    """Return whether huggingface_hub, with this process's variables, finds the model offline by the repository's id."""
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1"}
     return subprocess.run([sys.executable, "-I", "-c", FIND], env=environment, check=False).returncode == 0
 
 
 def output_of(*argv: object) -> tuple[int, str]:
-    """Run a command, and return its exit code and its output."""
+    """Run `provision` with arguments, and return (exit code, stdout and stderr)."""
     completed = run_command.provision(*argv)
     return completed.returncode, completed.stdout + completed.stderr
 
@@ -71,7 +71,7 @@ def output_of(*argv: object) -> tuple[int, str]:
         ("XDG_CACHE_HOME", "~/x"),
     ],
 )
-def test_pull_fills_the_hub_that_a_program_of_this_shell_uses(
+def test_pull_fills_the_hub_cache_that_a_variable_of_the_shell_names(
     flags: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, root: Root
 ) -> None:
     monkeypatch.setenv("PLACE", str(tmp_path / "place"))
@@ -85,7 +85,7 @@ def test_pull_fills_the_hub_that_a_program_of_this_shell_uses(
     assert "present" in output_of("models", "list", *flags)[1]
 
 
-def test_home_that_does_not_relocate_the_hub_uses_its_own_beside_that_of_another_home(
+def test_pull_without_a_relocated_hub_cache_fills_the_homes_cache_and_not_the_volumes(
     flags: list[object], root: Root, home: Path
 ) -> None:
     root.hub.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,9 @@ def test_home_that_does_not_relocate_the_hub_uses_its_own_beside_that_of_another
     assert list(root.hub.glob("models--*")) == []
 
 
-def test_hub_of_the_volume_without_its_link_is_reported(flags: list[object], root: Root, home: Path) -> None:
+def test_pull_to_the_volume_reports_a_missing_link_from_the_home_to_the_hub_cache(
+    flags: list[object], root: Root, home: Path
+) -> None:
     Path(str(flags[3])).write_text('relocate = ["huggingface"]\nmodels = ["m"]\n')
     code, text = output_of("models", "pull", "m", *flags)
     assert code == 3
@@ -115,7 +117,7 @@ def test_hub_of_the_volume_without_its_link_is_reported(flags: list[object], roo
 
 
 @pytest.mark.parametrize("value", ["./models", "", "$NOT_SET/hub"])
-def test_relative_hub_is_never_ready(
+def test_relative_path_of_the_hub_cache_is_reported_with_the_absolute_path_to_export(
     flags: list[object], root: Root, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", value)
@@ -127,7 +129,7 @@ def test_relative_hub_is_never_ready(
     assert f"export HF_HUB_CACHE={shlex.quote(str(Path(value).absolute()))}" in text
 
 
-def test_variable_that_leads_to_the_hub_of_the_volume_is_no_problem(
+def test_variable_that_leads_through_a_link_to_the_volumes_hub_cache_is_accepted(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hf").symlink_to(root.hub.parent)
@@ -137,7 +139,9 @@ def test_variable_that_leads_to_the_hub_of_the_volume_is_no_problem(
     assert hub.line == f"hub in use: {root.hub} (from HF_HOME, {tmp_path}/hf/hub leads to it)"
 
 
-def test_list_and_doctor_name_the_hub(flags: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_list_and_doctor_show_the_hub_cache_and_the_variable_that_names_it(
+    flags: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     document = json.loads(output_of("models", "list", "--json", *flags)[1])
     assert document["hub"]["path"] == str(tmp_path / "hf/hub")

@@ -66,7 +66,7 @@ def test_second_setup_writes_nothing(tmp_path: Path, home: Path, flags: list[obj
     assert listing(tmp_path / "root", home) == before, "a second run makes no write"
 
 
-def test_json_output_is_one_object(flags: list[object]) -> None:
+def test_json_output_of_setup_is_one_object_with_fixed_keys(flags: list[object]) -> None:
     done = provision("setup", *flags, "--json")
     whole = json.loads(done.stdout)
     assert set(whole) == {"schema", "command", "root", "profile", "outcomes", "fallbacks", "seconds", "exit"}
@@ -80,7 +80,9 @@ def test_json_output_is_one_object(flags: list[object]) -> None:
     assert json.loads(provision("status", *flags, "--json").stdout)["outcomes"][0]["changed"] is False
 
 
-def test_links_of_the_home_name_the_root_after_the_first_setup(tmp_path: Path, home: Path, flags: list[object]) -> None:
+def test_commands_without_root_flag_find_the_root_by_the_links_of_the_first_setup(
+    tmp_path: Path, home: Path, flags: list[object]
+) -> None:
     assert provision("setup", *flags).returncode == 0
     unnamed = flags[2:]
     root = tmp_path / "root"
@@ -100,7 +102,9 @@ def test_links_of_the_home_name_the_root_after_the_first_setup(tmp_path: Path, h
     assert f"on another root. Name the other root: --root {root}" in second.stdout + second.stderr
 
 
-def test_link_of_the_user_does_not_name_a_root(tmp_path: Path, home: Path, flags: list[object]) -> None:
+def test_cache_link_that_the_user_made_is_not_used_to_find_a_root(
+    tmp_path: Path, home: Path, flags: list[object]
+) -> None:
     own_target = tmp_path / "theirs/cache/huggingface/hub"
     own_target.mkdir(parents=True)
     (home / ".cache/huggingface").mkdir(parents=True)
@@ -129,7 +133,7 @@ def test_repair_restores_a_wiped_home(home: Path, flags: list[object]) -> None:
     assert provision("status", *flags).returncode == 0
 
 
-def test_unmounted_volume_is_not_set_up_anew(tmp_path: Path, flags: list[object]) -> None:
+def test_setup_repair_and_status_are_blocked_while_the_volume_is_unmounted(tmp_path: Path, flags: list[object]) -> None:
     assert provision("setup", *flags).returncode == 0
     (tmp_path / "root").rename(tmp_path / "unmounted")
     for command in ("setup", "repair", "status"):
@@ -141,7 +145,7 @@ def test_unmounted_volume_is_not_set_up_anew(tmp_path: Path, flags: list[object]
     assert provision("status", *flags).returncode == 0
 
 
-def test_run_stops_writing_when_its_volume_is_unmounted(
+def test_setup_writes_nothing_more_after_its_volume_is_unmounted(
     tmp_path: Path,
     flags: list[object],
     envs: Path,
@@ -165,7 +169,7 @@ def test_run_stops_writing_when_its_volume_is_unmounted(
     assert [path.name for path in (tmp_path / "root").rglob("*")] == []
 
 
-def test_repair_without_a_volume_makes_no_root(tmp_path: Path, flags: list[object]) -> None:
+def test_repair_without_a_root_is_blocked_and_makes_no_root(tmp_path: Path, flags: list[object]) -> None:
     done = provision("repair", *flags)
     assert done.returncode == 4
     assert "make setup" in done.stderr
@@ -189,7 +193,9 @@ def test_verify_finds_one_changed_byte_and_setup_corrects_it(tmp_path: Path, fla
     assert provision("verify", *flags).returncode == 0
 
 
-def test_repair_restores_a_file_from_the_cache(tmp_path: Path, flags: list[object], index: Served) -> None:
+def test_repair_restores_a_deleted_package_file_from_uvs_cache_without_a_request(
+    tmp_path: Path, flags: list[object], index: Served
+) -> None:
     assert provision("setup", *flags).returncode == 0
     index.seen.clear()
     next((tmp_path / "root/envs/diffusers/lib").glob("python*/site-packages/torch/__init__.py")).unlink()
@@ -198,7 +204,7 @@ def test_repair_restores_a_file_from_the_cache(tmp_path: Path, flags: list[objec
     assert provision("verify", *flags).returncode == 0
 
 
-def test_repair_without_the_cache_names_the_command_that_needs_the_network(
+def test_repair_after_the_loss_of_uvs_cache_is_blocked_and_suggests_setup(
     tmp_path: Path, flags: list[object], index: Served
 ) -> None:
     assert provision("setup", *flags).returncode == 0
@@ -210,7 +216,7 @@ def test_repair_without_the_cache_names_the_command_that_needs_the_network(
     assert "make setup" in done.stdout
 
 
-def test_wheel_with_another_hash_is_rejected(flags: list[object], wheels: Path) -> None:
+def test_wheel_whose_hash_is_not_in_the_lock_file_is_rejected(flags: list[object], wheels: Path) -> None:
     write_wheel(wheels, "diffusers", "8.8", {"diffusers/__init__.py": "import os  # something else\n"})
     done = provision("setup", *flags)
     assert done.returncode == 1
@@ -230,7 +236,7 @@ def test_wheel_with_another_hash_is_rejected(flags: list[object], wheels: Path) 
         ('models = []\nenv = "other"\n', "unknown environment 'other'; available: diffusers"),
     ],
 )
-def test_error_in_host_toml_names_file_line_and_key(
+def test_error_in_host_toml_names_its_line_and_key_or_the_available_names(
     tmp_path: Path, flags: list[object], text: str, message: str
 ) -> None:
     (tmp_path / "host.toml").write_text(text)
@@ -267,7 +273,7 @@ class TestDisks:
         assert "no space left" in done.stdout
         assert "Traceback" not in done.stderr
 
-    def test_disk_that_is_too_small_is_reported_with_the_needed_bytes(
+    def test_setup_on_a_too_small_disk_is_blocked_with_the_needed_bytes(
         self, disk: Path, flags: list[object], envs: Path
     ) -> None:
         torch = envs / "torch.toml"
@@ -276,10 +282,10 @@ class TestDisks:
         assert done.returncode == 4
         assert "about 5,000,000 are needed" in done.stdout
 
-    def test_environment_is_built_again_after_its_disk_was_full(
+    def test_environment_build_that_filled_the_disk_succeeds_when_there_is_more_space(
         self, disk: Path, flags: list[object], conda_envs: Path, conda: Served
     ) -> None:
-        """Unpack a package again that was unpacked in part, once there is space."""
+        """Fill the disk while a package is unpacked; with more space, the same command unpacks the package again."""
         subprocess.run(["mount", "-o", "remount,size=12m", disk], check=True)
         command = ["env", "create", "--interpreter", "conda", *flags, "--root", disk / "root"]
         done = provision(*command)
@@ -299,7 +305,7 @@ class TestDisks:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_setup_that_was_ended_while_uv_runs_is_completed_by_the_next(
+def test_setup_ended_by_a_signal_while_uv_runs_is_completed_by_the_next_setup(
     tmp_path: Path, flags: list[object], wheels: Path, number: signal.Signals
 ) -> None:
     # The wheel is large enough that uv runs for a while. The run is ended as soon as uv has started.
@@ -321,7 +327,9 @@ def test_setup_that_was_ended_while_uv_runs_is_completed_by_the_next(
     assert provision("verify", *flags).returncode == 0
 
 
-def test_model_of_an_unreachable_hub_is_replaced_by_a_stand_in(tmp_path: Path, envs: Path, flags: list[object]) -> None:
+def test_setup_replaces_the_model_of_an_unreachable_hub_by_a_stand_in(
+    tmp_path: Path, envs: Path, flags: list[object]
+) -> None:
     manifest = '[m]\nrepo = "o/m"\nrevision = "%s"\nlicense = "mit"\narchitecture = "tiny-ddpm"\n' % ("b" * 40)
     (envs / "models.toml").write_text(manifest + 'files = [{path = "a.safetensors"}]\n')
     (tmp_path / "host.toml").write_text('models = ["m"]\n')
@@ -333,14 +341,14 @@ def test_model_of_an_unreachable_hub_is_replaced_by_a_stand_in(tmp_path: Path, e
     assert provision("status", *flags).returncode == 0
 
 
-def test_help_lists_the_commands() -> None:
+def test_help_lists_the_main_commands() -> None:
     done = process("--help")
     for command in ("plan", "setup", "status", "verify", "repair", "env"):
         assert command in done.stdout
 
 
-def test_closed_pipe_ends_a_command_without_a_traceback(flags: list[object]) -> None:
-    """Close the pipe before the command has ended, as `head` does."""
+def test_command_whose_stdout_pipe_is_closed_ends_without_a_traceback(flags: list[object]) -> None:
+    """Close the reading end of the pipe before the command prints, as `head` may do."""
     reader, writer = os.pipe()
     os.close(reader)
     argv = [sys.executable, "-m", "provision", "status", *map(str, flags)]

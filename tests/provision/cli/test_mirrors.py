@@ -1,4 +1,4 @@
-"""Tests the mirrors commands, and setup, with mirrors on loopback: real uv, real rattler and the real hub client."""
+"""Tests `provision mirrors` and `setup` with mirrors on loopback, real uv, real rattler and the real hub client."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def far(envs: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Provide the envs folder of a host that has no mirror setting and cannot reach the official servers."""
+    """Return the envs/ folder of a host that has no mirror in its settings and cannot reach the official servers."""
     for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "HF_ENDPOINT"):
         monkeypatch.delenv(name)
     return envs
@@ -60,16 +60,16 @@ def journal(tmp_path: Path) -> list[dict[str, Any]]:
 # {name of a mirror that cannot be used: its fault, and a part of the problem that the probe reports}.
 UNUSABLE = {
     "portal": (Fault(body=PORTAL), "has no link to a file"),
-    "refuses": (Fault(status=403), "answers 403"),
-    "gone": (Fault(status=404), "lacks"),
+    "forbidden": (Fault(status=403), "answers 403"),
+    "absent": (Fault(status=404), "lacks"),
     "stalls": (Fault(stall=True), "stops sending data"),
-    "dies": (Fault("/simple/", cut=5), "closes the connection"),
-    "lies": (Fault("/files/", flip=True), "WRONG HASH"),
+    "disconnects": (Fault("/simple/", cut=5), "closes the connection"),
+    "corrupts": (Fault("/files/", flip=True), "WRONG HASH"),
 }
 
 
 class TestProbe:
-    def test_usable_mirror_is_selected_among_unusable_ones(
+    def test_probe_selects_a_usable_mirror_and_reports_the_fault_of_each_unusable_one(
         self, play: Any, far: Path, flags: list[object], wheels: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
@@ -91,14 +91,16 @@ class TestProbe:
         assert "Campus Network Login" in table
         assert "pip: whole (" in table
 
-    def test_plain_http_to_a_public_host_is_rejected(self, far: Path, flags: list[object]) -> None:
+    def test_mirror_with_a_plain_http_url_of_a_public_host_is_rejected(self, far: Path, flags: list[object]) -> None:
         write_catalogue(far, pip={"bad": "http://mirror.example/simple"})
         done = provision("mirrors", "probe", *flags)
         assert done.returncode == 2
         assert "mirrors.toml, line 2, key pip.bad.url" in done.stderr
         assert "must be https" in done.stderr
 
-    def test_own_catalogue_is_added_to_the_shipped_one(self, far: Path, flags: list[object], tmp_path: Path) -> None:
+    def test_users_catalogue_adds_mirrors_to_the_shipped_ones_and_disables_some(
+        self, far: Path, flags: list[object], tmp_path: Path
+    ) -> None:
         write_catalogue(far, pip={"one": "https://one.example"})
         (tmp_path / "mine.toml").write_text(
             '[hf.lan]\nurl = "http://192.168.1.9:8090"\n[pip.one]\nurl = "https://x.y"\nenabled = false\n'
@@ -112,7 +114,7 @@ class TestProbe:
             host.write(f'catalogue = "{tmp_path}/mine.toml"\n')
         assert "192.168.1.9" in provision("mirrors", "list", *flags).stdout
 
-    def test_every_shipped_mirror_has_a_source_and_https(self) -> None:
+    def test_every_shipped_mirror_has_an_https_url_and_a_documented_source(self) -> None:
         done = provision("mirrors", "list", "--json")
         assert done.returncode == 0, done.stderr
         output = json.loads(done.stdout)
@@ -122,7 +124,7 @@ class TestProbe:
 
 
 def write_probe_files(envs: Path, wheels: Path) -> None:
-    """Write the file that names the small wheels as probe files, with their sizes."""
+    """Write the file of probe files, with an entry for each small wheel: its name, version, hash and size."""
     rows = []
     for wheel in sorted(wheels.glob("*.whl")):
         name, version = wheel.name.split("-")[:2]
@@ -135,7 +137,7 @@ def write_probe_files(envs: Path, wheels: Path) -> None:
 
 
 class TestSetup:
-    def test_setup_selects_a_mirror_writes_the_settings_and_installs_once(
+    def test_first_setup_selects_a_mirror_and_installs_and_the_second_sends_no_request(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path, home: Path
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -156,33 +158,33 @@ class TestSetup:
         assert "nothing to change" in again.stdout, again.stdout
         assert (len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())) == (requests, files)
 
-    def test_next_mirror_continues_after_the_selected_one_stalls(
+    def test_setup_downloads_from_the_next_mirror_after_the_selected_one_stalls(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
-        dying = play(content)
-        pip_mirrors(far, dying=dying, other=play(content))
-        assert provision("mirrors", "use", "dying", *flags).returncode == 0
+        failing = play(content)
+        pip_mirrors(far, failing=failing, other=play(content))
+        assert provision("mirrors", "use", "failing", *flags).returncode == 0
         big = next(path for path in content if "torch" in path and path.startswith("/files"))
-        dying.faults = [Fault(big, stall_at=len(content[big]) // 2)]
+        failing.faults = [Fault(big, stall_at=len(content[big]) // 2)]
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "from other (dying: it timed out" in done.stdout
+        assert "from other (failing: it timed out" in done.stdout
 
-    def test_mirror_with_wrong_content_is_banned_and_named(
+    def test_setup_bans_and_names_a_mirror_that_sends_wrong_content(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
-        liar = play(content)
-        pip_mirrors(far, liar=liar, honest=play(content))
-        assert provision("mirrors", "use", "liar", *flags).returncode == 0
-        liar.faults = [Fault("/files/torch", flip=True)]
+        corrupt = play(content)
+        pip_mirrors(far, corrupt=corrupt, intact=play(content))
+        assert provision("mirrors", "use", "corrupt", *flags).returncode == 0
+        corrupt.faults = [Fault("/files/torch", flip=True)]
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "liar is not used again in this run: torch-9.9+tiny-py3-none-any.whl: it sent content" in done.stdout
+        assert "corrupt is not used again in this run: torch-9.9+tiny-py3-none-any.whl: it sent content" in done.stdout
         assert any(line.get("act") == "mirror" for line in journal(tmp_path))
 
-    def test_own_pip_setting_of_the_machine_stays(
+    def test_setup_keeps_the_users_pip_index_until_the_user_selects_a_mirror(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path, index_server: Played
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -203,7 +205,7 @@ class TestSetup:
         assert provision("mirrors", "restore", *flags[:4]).returncode == 0
         assert (home / ".config/pip/pip.conf").read_text() == own
 
-    def test_conda_packages_come_from_the_mirror_and_then_from_the_next(
+    def test_conda_package_that_the_selected_mirror_lacks_is_installed_from_the_next_mirror(
         self,
         play: Any,
         far: Path,
@@ -218,23 +220,23 @@ class TestSetup:
             for path in channel_folder.rglob("*")
             if path.is_file()
         }
-        dying, whole, pip = play(served), play(served), play(index(sorted(wheels.glob("*.whl"))))
-        urls = {"dying": f"{dying.url}/cloud", "whole": f"{whole.url}/cloud"}
+        failing, whole, pip = play(served), play(served), play(index(sorted(wheels.glob("*.whl"))))
+        urls = {"failing": f"{failing.url}/cloud", "whole": f"{whole.url}/cloud"}
         write_catalogue(far, conda=urls, pip={"near": f"{pip.url}/simple"})
-        assert provision("mirrors", "use", "dying", *flags).returncode == 0
-        dying.faults = [Fault("hello", status=404)]
+        assert provision("mirrors", "use", "failing", *flags).returncode == 0
+        failing.faults = [Fault("hello", status=404)]
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "from conda" in done.stdout
-        assert "hello-1.0-0.tar.bz2 from whole (dying: it answers 404" in done.stdout
+        assert "hello-1.0-0.tar.bz2 from whole (failing: it answers 404" in done.stdout
         condarc = (prefix(tmp_path) / ".condarc").read_text()
-        assert f"channel_alias: {dying.url}/cloud" in condarc
+        assert f"channel_alias: {failing.url}/cloud" in condarc
         sources = {
             line["source"] for line in journal(tmp_path) if line.get("act") == "fetched" and "tar.bz2" in line["file"]
         }
-        assert sources == {"dying", "whole"}
+        assert sources == {"failing", "whole"}
 
-    def test_model_comes_from_the_next_hub_after_wrong_content(
+    def test_setup_pulls_a_model_file_from_the_next_hub_after_wrong_content(
         self,
         play: Any,
         far: Path,
@@ -247,20 +249,20 @@ class TestSetup:
         monkeypatch.delenv("HF_ENDPOINT")
         (far / "models.toml").write_text(hub.manifest())
         (tmp_path / "host.toml").write_text('relocate = []\nmodels = ["model"]\n')
-        liar = play({f"/{hub.repo}/resolve/{hub.revision}/{path}": content for path, content in hub.files.items()})
+        corrupt = play({f"/{hub.repo}/resolve/{hub.revision}/{path}": content for path, content in hub.files.items()})
         tree = f"/api/models/{hub.repo}/tree/{hub.revision}"
-        liar.content[tree] = json.dumps(hub.entries()).encode()
+        corrupt.content[tree] = json.dumps(hub.entries()).encode()
         pip = play(index(sorted(wheels.glob("*.whl"))))
-        write_catalogue(far, hf={"liar": liar.url, "honest": hub.url}, pip={"near": f"{pip.url}/simple"})
-        assert provision("mirrors", "use", "liar", *flags).returncode == 0
-        liar.faults = [Fault("safetensors", flip=True)]
+        write_catalogue(far, hf={"corrupt": corrupt.url, "intact": hub.url}, pip={"near": f"{pip.url}/simple"})
+        assert provision("mirrors", "use", "corrupt", *flags).returncode == 0
+        corrupt.faults = [Fault("safetensors", flip=True)]
         done = provision("setup", *flags, HF_TOKEN="hf_" + "s" * 20)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "liar is not used again in this run: model.safetensors" in done.stdout
-        assert "model.safetensors from honest" in done.stdout
-        assert "hf_sss" not in str(liar.seen) + str(hub.seen) + done.stdout + done.stderr
+        assert "corrupt is not used again in this run: model.safetensors" in done.stdout
+        assert "model.safetensors from intact" in done.stdout
+        assert "hf_sss" not in str(corrupt.seen) + str(hub.seen) + done.stdout + done.stderr
 
-    def test_environment_that_is_built_later_gets_the_mirror(
+    def test_environment_built_after_a_hub_mirror_was_selected_has_the_mirror_in_hf_endpoint(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         pip = play(index(sorted(wheels.glob("*.whl"))))
@@ -270,7 +272,7 @@ class TestSetup:
         argv = [str(prefix(tmp_path) / "bin/python"), "-c", "import os; print(os.environ.get('HF_ENDPOINT'))"]
         assert subprocess.run(argv, env={}, capture_output=True, text=True, check=True).stdout == f"{pip.url}\n"
 
-    def test_environment_from_a_mirror_is_repaired_offline(
+    def test_environment_from_a_mirror_is_repaired_after_the_mirror_has_closed(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -283,7 +285,9 @@ class TestSetup:
         assert done.returncode == 0, done.stdout + done.stderr
         assert harmed.exists()
 
-    def test_offline_run_contacts_no_mirror(self, play: Any, far: Path, flags: list[object], wheels: Path) -> None:
+    def test_setup_and_mirrors_use_with_offline_contact_no_mirror(
+        self, play: Any, far: Path, flags: list[object], wheels: Path
+    ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
         pip_mirrors(far, near=mirror)
         assert "this run is offline" in provision("setup", "--offline", *flags).stdout
@@ -292,7 +296,7 @@ class TestSetup:
 
 
 class TestUse:
-    def test_undo_restores_the_settings(
+    def test_undo_of_mirrors_use_removes_the_settings_that_it_wrote(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
@@ -304,7 +308,9 @@ class TestUse:
         assert sorted(str(path) for path in home.rglob("*")) == before
         assert "UV_DEFAULT_INDEX" not in provision("shellenv", *flags[:4]).stdout
 
-    def test_unusable_mirror_is_not_written(self, play: Any, far: Path, flags: list[object], home: Path) -> None:
+    def test_mirrors_use_rejects_an_unusable_mirror_and_writes_no_settings(
+        self, play: Any, far: Path, flags: list[object], home: Path
+    ) -> None:
         pip_mirrors(far, dead=play({}, Fault(body=PORTAL)))
         done = provision("mirrors", "use", "dead", *flags)
         assert done.returncode == 1
@@ -312,7 +318,7 @@ class TestUse:
         assert "mirrors probe" in done.stdout + done.stderr
         assert not (home / ".config").exists()
 
-    def test_official_removes_the_written_settings(
+    def test_mirrors_use_official_removes_the_settings_of_the_earlier_mirror(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
@@ -321,7 +327,7 @@ class TestUse:
         assert not (home / ".config/pip/pip.conf").exists()
         assert provision("shellenv", *flags[:4]).stdout == ""
 
-    def test_setup_respects_a_restore(
+    def test_status_after_mirrors_restore_reports_that_no_mirror_is_used(
         self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
         mirror = play(index(sorted(wheels.glob("*.whl"))))
@@ -333,14 +339,14 @@ class TestUse:
         status = provision("status", *flags).stdout
         assert "no mirrors since `mirrors restore`" in status
 
-    def test_variable_of_the_shell_that_overrides_the_mirror_is_reported(
+    def test_mirrors_use_reports_a_variable_of_the_shell_that_overrides_the_mirror(
         self, play: Any, far: Path, flags: list[object], wheels: Path
     ) -> None:
         pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
         done = provision("mirrors", "use", "near", *flags, UV_DEFAULT_INDEX="https://mine.example")
         assert "UV_DEFAULT_INDEX is set in this shell and has priority over the mirror" in done.stdout, done.stderr
 
-    def test_host_toml_sets_the_mirror_of_single_tools(
+    def test_host_toml_selects_a_mirror_for_each_tool_and_an_unknown_mirror_is_rejected(
         self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         near = play(index(sorted(wheels.glob("*.whl"))))
@@ -362,7 +368,7 @@ class TestUse:
         ("argv", "problem"),
         [(["nobody"], "unknown mirror 'nobody'"), (["near", "--tool", "conda"], "unknown mirror of conda")],
     )
-    def test_unknown_mirror_or_tool_is_rejected(
+    def test_mirrors_use_rejects_an_unknown_mirror_or_a_mirror_of_another_tool(
         self, play: Any, far: Path, flags: list[object], argv: list[str], problem: str
     ) -> None:
         pip_mirrors(far, near=play({}))

@@ -33,13 +33,13 @@ SMALL = {path: content for path, content in FILES.items() if path != WEIGHTS}
 
 
 def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of provision with extra environment variables."""
+    """Run `provision` with added environment variables, and return its output and exit code."""
     return run_command.provision(*argv, env=environ)
 
 
 @pytest.fixture
 def envs(envs: Path) -> Path:
-    """Return an envs/ folder with two models; the first has an extra."""
+    """Return an envs/ folder with two models; the first has an extra, `half`, which adds a file."""
     extra = 'extras.half = [{path = "unet/model.fp16.safetensors"}]\n'
     text = manifest_entry("m", REPO, SMALL, extra=extra) + manifest_entry("half", REPO, FP16, variant="fp16")
     (envs / "models.toml").write_text(text)
@@ -49,7 +49,7 @@ def envs(envs: Path) -> Path:
 
 @pytest.fixture
 def hub(play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
-    """Start a hub with both models, to which HF_ENDPOINT points."""
+    """Start a hub with the files of both models, and set HF_ENDPOINT to its URL."""
     played = hub_server.start(play, REPO, {**SMALL, **FP16})
     monkeypatch.setenv("HF_ENDPOINT", played.url)
     return played
@@ -57,17 +57,19 @@ def hub(play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
 
 @pytest.fixture
 def flags(envs: Path, tmp_path: Path) -> list[object]:
-    """Return the flags for a host.toml with one model."""
+    """Return the flags for the manifest and a host.toml with the model `m`."""
     (tmp_path / "host.toml").write_text('relocate = []\nmodels = ["m"]\n')
     return ["--host", tmp_path / "host.toml", "--envs", envs]
 
 
 def cache(home: Path) -> Path:
-    """Return the folder of the repository in the home's cache."""
+    """Return the folder of the repository in the hub cache of the home."""
     return home / ".cache/huggingface/hub" / f"models--{REPO.replace('/', '--')}"
 
 
-def test_pull_prints_its_plan_then_its_result(hub: Played, flags: list[object], home: Path) -> None:
+def test_dry_run_of_a_pull_prints_the_plan_and_the_pull_prints_the_result(
+    hub: Played, flags: list[object], home: Path
+) -> None:
     dry_run = provision("models", "pull", "--dry-run", *flags)
     assert dry_run.returncode == 3
     total = sum(map(len, SMALL.values()))
@@ -93,7 +95,7 @@ def test_plan_shows_a_hub_without_its_password(flags: list[object]) -> None:
     assert "s3cretpw" not in completed.stdout + completed.stderr
 
 
-def test_unknown_size_is_null_in_json(flags: list[object], envs: Path) -> None:
+def test_json_of_models_list_has_null_bytes_if_the_size_of_a_file_is_unknown(flags: list[object], envs: Path) -> None:
     (envs / "models.toml").write_text(
         f'[m]\nrepo = "{REPO}"\nrevision = "{REVISION}"\nlicense = "mit"\narchitecture = "tiny-sd"\n'
         'files = [{path = "model_index.json", size = 7}, {path = "unet/model.safetensors"}]\n'
@@ -102,7 +104,7 @@ def test_unknown_size_is_null_in_json(flags: list[object], envs: Path) -> None:
     assert row["bytes"] is None
 
 
-def test_json_of_a_failed_pull(hub: Played, flags: list[object]) -> None:
+def test_json_of_a_failed_pull_has_the_error_and_the_state_of_each_file(hub: Played, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
     completed = provision("models", "pull", "--json", *flags)
     document = json.loads(completed.stdout)
@@ -113,7 +115,7 @@ def test_json_of_a_failed_pull(hub: Played, flags: list[object]) -> None:
     assert [file["state"] for file in row["files"] if file["path"].startswith("vae")] == ["missing"]
 
 
-def test_failed_model_does_not_stop_the_next_one(hub: Played, flags: list[object]) -> None:
+def test_pull_of_two_models_pulls_the_second_after_the_first_fails(hub: Played, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
     completed = provision("models", "pull", "m", "half", "--json", *flags)
     assert [row["state"] for row in json.loads(completed.stdout)["models"]] == ["failed", "ok"]
@@ -125,13 +127,15 @@ class TestVerify:
         assert provision("models", "pull", *flags).returncode == 0
         hub.requests.clear()
 
-    def test_every_file_is_verified_without_the_network(self, hub: Played, flags: list[object]) -> None:
+    def test_models_verify_hashes_every_file_without_a_request(self, hub: Played, flags: list[object]) -> None:
         completed = provision("models", "verify", *flags)
         assert (completed.returncode, hub.requests) == (0, [])
         assert "every hash matches" in completed.stdout
         assert "vae/model.safetensors" in completed.stdout
 
-    def test_flipped_bit_is_detected_only_by_the_hash(self, flags: list[object], home: Path) -> None:
+    def test_flipped_bit_is_detected_by_verify_with_hashes_and_not_by_size(
+        self, flags: list[object], home: Path
+    ) -> None:
         blob = (cache(home) / "snapshots" / REVISION / "vae/model.safetensors").resolve()
         content = bytearray(blob.read_bytes())
         content[-1] ^= 1
@@ -144,12 +148,14 @@ class TestVerify:
         assert provision("models", "pull", *flags).returncode == 0
         assert provision("models", "verify", *flags).returncode == 0
 
-    def test_depth_header_detects_an_invalid_header(self, flags: list[object]) -> None:
+    def test_verify_with_depth_header_reports_a_file_that_is_not_in_safetensors_format(
+        self, flags: list[object]
+    ) -> None:
         completed = provision("models", "verify", "--depth", "header", *flags)
         assert completed.returncode == 3
         assert "header" in completed.stdout, "the files of this test are not safetensors files"
 
-    def test_lost_links_and_refs_are_repaired_without_the_network(
+    def test_models_verify_restores_lost_links_and_refs_without_a_request(
         self, hub: Played, flags: list[object], home: Path
     ) -> None:
         for name in (
@@ -164,7 +170,9 @@ class TestVerify:
         assert "repaired" in completed.stdout
         assert (cache(home) / "refs/main").read_text() == REVISION
 
-    def test_another_user_can_read_a_shared_cache(self, flags: list[object], home: Path, tmp_path: Path) -> None:
+    def test_another_user_loads_a_pulled_model_from_a_read_only_cache(
+        self, flags: list[object], home: Path, tmp_path: Path
+    ) -> None:
         if os.geteuid() != 0:
             pytest.skip("only root can become another user")
         script = (
@@ -210,7 +218,7 @@ class TestRemove:
         assert provision("models", "remove", "half", "--yes", *flags).returncode == 0
         assert not cache(home).exists()
 
-    def test_remove_keeps_a_file_of_the_user(self, flags: list[object], home: Path) -> None:
+    def test_remove_keeps_a_file_that_the_user_put_into_the_snapshot(self, flags: list[object], home: Path) -> None:
         users_file = cache(home) / "snapshots" / REVISION / "mine.txt"
         users_file.write_text("keep")
         for name in ("m", "half"):
@@ -236,7 +244,7 @@ class TestRemove:
         assert blob.exists()
 
 
-def test_lock_adds_hashes_and_keeps_the_rest_of_the_manifest(
+def test_models_lock_adds_hashes_once_and_refuses_a_hub_with_other_hashes(
     play: Any, tmp_path: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.testing import CliRunner
@@ -296,7 +304,9 @@ def test_pull_into_an_unmounted_root_is_blocked(hub: Played, flags: list[object]
     assert not hub.requests
 
 
-def test_pull_through_a_dangling_link_is_blocked(hub: Played, flags: list[object], tmp_path: Path, home: Path) -> None:
+def test_pull_into_a_hub_cache_that_is_a_dangling_link_is_blocked(
+    hub: Played, flags: list[object], tmp_path: Path, home: Path
+) -> None:
     (home / ".cache/huggingface").mkdir(parents=True)
     (home / ".cache/huggingface/hub").symlink_to(tmp_path / "gone/hub")
     completed = provision("models", "pull", *flags)
@@ -305,8 +315,10 @@ def test_pull_through_a_dangling_link_is_blocked(hub: Played, flags: list[object
     assert not (tmp_path / "gone").exists()
 
 
-def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_path: Path) -> None:
-    # A shell ignores SIGINT in its background jobs, and the seed would inherit that.
+def test_other_homes_pull_models_from_the_server_of_models_seed(
+    hub: Played, flags: list[object], tmp_path: Path
+) -> None:
+    # A background job of a shell may ignore SIGINT. Without this handler the server would inherit that.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert provision("models", "pull", "m", "half", *flags).returncode == 0
     argv = [sys.executable, "-m", "provision", "models", "seed", "--bind", "127.0.0.1", "--port", "0", *map(str, flags)]
@@ -342,10 +354,12 @@ def test_another_host_pulls_from_a_seed(hub: Played, flags: list[object], tmp_pa
             try:
                 assert seed.wait(600) == 130
             finally:
-                seed.kill()  # otherwise the `with` block would wait forever
+                seed.kill()  # without it, the end of the `with` block may wait forever
 
 
-def test_show_reads_the_cache_or_the_architecture(hub: Played, flags: list[object]) -> None:
+def test_models_show_reads_a_pulled_model_from_the_cache_and_an_absent_one_from_its_architecture(
+    hub: Played, flags: list[object]
+) -> None:
     absent = json.loads(provision("models", "show", "m", "--json", *flags).stdout)
     assert (absent["read_from"], absent["pipeline"]) == ("the architecture", "StableDiffusionPipeline")
     assert absent["components"][0]["parameters"] == 200_644
@@ -354,7 +368,9 @@ def test_show_reads_the_cache_or_the_architecture(hub: Played, flags: list[objec
     assert present["read_from"] == "the cache"
 
 
-def test_list_shows_the_state_of_each_model(hub: Played, flags: list[object], home: Path) -> None:
+def test_models_list_shows_the_state_of_each_model_before_and_after_a_pull(
+    hub: Played, flags: list[object], home: Path
+) -> None:
     rows = json.loads(provision("models", "list", "--json", *flags).stdout)["models"]
     assert [(row["name"], row["state"]) for row in rows] == [("m", "absent"), ("half", "absent")]
     provision("models", "pull", "m+half", "--trust-mirror", *flags)
@@ -366,7 +382,9 @@ def test_list_shows_the_state_of_each_model(hub: Played, flags: list[object], ho
 
 
 @pytest.mark.parametrize(("state", "text"), [("ok", "present"), ("missing", "stand-in (no hub)")])
-def test_complete_model_is_listed_as_present_even_with_a_stand_in(envs: Path, state: str, text: str) -> None:
+def test_model_that_has_a_stand_in_is_listed_as_present_if_complete_else_as_stand_in(
+    envs: Path, state: str, text: str
+) -> None:
     model = load_tables(envs / "models.toml", ModelSpec)["m"]
     cached = [CachedModel("m", model, [FileState("vae/model.safetensors", 1, state)])]
     hub = HubInUse(Path("/hub"), "HF_HUB_CACHE")

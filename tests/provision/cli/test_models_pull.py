@@ -43,7 +43,7 @@ def hub(play: Any) -> Played:
 
 @pytest.fixture
 def flags(tmp_path: Path, envs: Path, hub: Played) -> list[str]:
-    """Return the flags for a manifest with both models."""
+    """Return the flags for a host without relocations and a manifest with both models, `m` and `n`."""
     text = hub_server.manifest_entry("m", REPO, FIRST) + hub_server.manifest_entry("n", REPO, SECOND)
     (envs / "models.toml").write_text(text)
     (tmp_path / "host.toml").write_text("relocate = []\n")
@@ -51,12 +51,12 @@ def flags(tmp_path: Path, envs: Path, hub: Played) -> list[str]:
 
 
 def pull(*argv: str) -> Any:
-    """Run `provision models pull`."""
+    """Run `provision models pull` with arguments, and return typer's result."""
     return CliRunner().invoke(models.app, ["pull", *argv])
 
 
 class TestJsonOfABlockedPull:
-    """Tests that --json prints one object with a row for each model, whatever blocks the pull."""
+    """Tests that a blocked pull with --json prints one object with a row for each tried model."""
 
     @pytest.fixture
     def cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -74,7 +74,7 @@ class TestJsonOfABlockedPull:
         return result.exit_code, rows, document["models"][0]["error"]
 
     @pytest.mark.parametrize("target", ["nowhere", "hub"], ids=["dangling", "looping"])
-    def test_dangling_link_blocks_the_pull(
+    def test_hub_cache_that_is_a_dangling_or_looping_link_blocks_the_pull(
         self, hub: Played, flags: list[str], cache: Path, tmp_path: Path, target: str
     ) -> None:
         cache.symlink_to(tmp_path / target)
@@ -82,12 +82,12 @@ class TestJsonOfABlockedPull:
         assert (code, rows) == (4, [("m", "failed"), ("n", "failed")])
         assert "its volume is not mounted" in error
 
-    def test_root_without_setup_blocks_the_pull(self, hub: Played, flags: list[str], tmp_path: Path) -> None:
+    def test_root_that_is_not_set_up_blocks_the_pull(self, hub: Played, flags: list[str], tmp_path: Path) -> None:
         code, rows, error = self.pulled_rows(hub, [*flags, "--root", str(tmp_path / "volume")])
         assert (code, rows) == (4, [("m", "failed"), ("n", "failed")])
         assert "is not set up" in error
 
-    def test_too_long_name_fails_the_pull(
+    def test_hub_cache_with_a_too_long_name_fails_the_pull(
         self, hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / ("n" * 300)))
@@ -95,7 +95,9 @@ class TestJsonOfABlockedPull:
         assert (code, rows) == (1, [("m", "failed"), ("n", "failed")])
         assert "File name too long" in error
 
-    def test_file_in_the_place_of_a_folder_blocks_the_pull(self, hub: Played, flags: list[str], cache: Path) -> None:
+    def test_file_in_the_place_of_the_repositorys_folder_blocks_the_pull(
+        self, hub: Played, flags: list[str], cache: Path
+    ) -> None:
         cache.mkdir()
         (cache / f"models--{REPO.replace('/', '--')}").write_text("x")
         code, rows, error = self.pulled_rows(hub, flags)
@@ -113,7 +115,7 @@ class TestJsonOfABlockedPull:
         assert (code, rows) == (1, [("m", "failed"), ("n", "failed")])
         assert "a disk: Input/output error" in error
 
-    def test_dangling_link_without_json_is_an_error_on_stderr(
+    def test_pull_without_json_reports_a_dangling_hub_cache_link_on_stderr_only(
         self, flags: list[str], cache: Path, tmp_path: Path
     ) -> None:
         cache.symlink_to(tmp_path / "nowhere")
@@ -123,10 +125,10 @@ class TestJsonOfABlockedPull:
 
 
 @pytest.mark.parametrize("is_marked", [True, False], ids=["root with setup", "root without setup"])
-def test_remove_keeps_a_blob_that_became_needed_during_the_confirmation(
+def test_remove_keeps_a_blob_that_another_model_gets_during_the_confirmation(
     hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_marked: bool
 ) -> None:
-    """Pull an entry that shares a file while the user is asked for confirmation."""
+    """Pull a second model, which shares a file with the first one, while the prompt waits for confirmation."""
     root = Root(tmp_path / "volume")
     if is_marked:
         root.state.mkdir(parents=True)
@@ -157,7 +159,7 @@ def test_remove_keeps_a_blob_that_became_needed_during_the_confirmation(
     assert [state.state for state in first.check_files(Depth.SIZE)] == ["missing", "ok"]
 
 
-def test_remove_keeps_a_blob_that_became_needed_before_locking(
+def test_remove_keeps_a_blob_that_another_model_gets_just_before_the_blob_is_locked(
     hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Root(tmp_path / "volume")
@@ -179,10 +181,10 @@ def test_remove_keeps_a_blob_that_became_needed_before_locking(
     assert [state.state for state in first.check_files(Depth.SIZE)] == ["missing", "ok"]
 
 
-def test_remove_is_blocked_by_a_download_under_another_kind_of_hash(
+def test_remove_is_blocked_by_a_download_that_is_locked_under_another_hash_of_the_file(
     hub: Played, flags: list[str], tmp_path: Path
 ) -> None:
-    """Hold the lock that is named by the pinned sha256, while the blob is named by git's hash."""
+    """Hold the download lock with the name of the pinned sha256, while the blob's name is git's hash of the file."""
     root = Root(tmp_path / "volume")
     root.hub.mkdir(parents=True)
     root.state.mkdir()
@@ -204,7 +206,9 @@ def test_remove_is_blocked_by_a_download_under_another_kind_of_hash(
     assert not work.folder.exists()
 
 
-def test_second_pinned_revision_does_not_change_main(hub: Played, flags: list[str], tmp_path: Path, home: Path) -> None:
+def test_pull_of_a_second_pinned_revision_does_not_change_refs_main(
+    hub: Played, flags: list[str], tmp_path: Path, home: Path
+) -> None:
     new = "2" * 40
     content, headers = hub_server.served(REPO, SECOND, new)
     hub.content |= content

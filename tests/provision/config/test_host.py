@@ -22,7 +22,7 @@ def test_shipped_manifest_and_torch_toml_are_valid() -> None:
         assert (CHECKOUT / "envs/diffusers" / f"{variant.name}.lock").exists()
 
 
-def test_lock_files_have_hashes_and_no_url() -> None:
+def test_each_entry_of_a_shipped_lock_file_has_a_hash_and_no_url() -> None:
     for lock in CHECKOUT.glob("envs/*/*.lock"):
         text = lock.read_text()
         assert "://" not in text, lock
@@ -31,7 +31,7 @@ def test_lock_files_have_hashes_and_no_url() -> None:
         assert all(line.endswith("\\") for line in entries), f"{lock}: an entry has no hash"
 
 
-def test_defaults_apply_without_a_host_file(tmp_path: Path) -> None:
+def test_missing_host_toml_gives_defaults_and_a_missing_file_named_by_a_flag_is_an_error(tmp_path: Path) -> None:
     assert host.load_host(None) == host.HostSpec()
     Path("host.toml").write_text('env = "other"\n')
     assert host.load_host(None).env == "other"
@@ -54,7 +54,9 @@ def test_defaults_apply_without_a_host_file(tmp_path: Path) -> None:
         ("", ("a",), 1),
     ],
 )
-def test_line_of_returns_the_line_of_a_key_or_its_table(text: str, location: tuple[int | str, ...], line: int) -> None:
+def test_line_of_returns_the_line_of_a_key_or_of_the_table_that_lacks_the_key(
+    text: str, location: tuple[int | str, ...], line: int
+) -> None:
     assert toml.line_of(text, location) == line
 
 
@@ -72,7 +74,9 @@ def test_line_of_returns_the_line_of_a_key_or_its_table(text: str, location: tup
         (b"root = 'a'\nroot = 'b'\n", "is not valid TOML"),
     ],
 )
-def test_error_names_file_line_and_key(tmp_path: Path, content: bytes, message: str) -> None:
+def test_invalid_host_toml_is_rejected_with_its_file_and_its_line_and_key(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     file = tmp_path / "host.toml"
     file.write_bytes(content)
     with pytest.raises(SpecError) as caught:
@@ -92,7 +96,7 @@ def test_unknown_key_of_an_inner_table_lists_the_keys_of_that_table(tmp_path: Pa
         toml.load(file, torch_config.TorchSpec)
 
 
-def test_choose_lists_the_available_names() -> None:
+def test_choose_rejects_an_unknown_name_and_lists_the_available_names() -> None:
     assert toml.choose("a", ["a", "b"], "model") == "a"
     with pytest.raises(SpecError, match="unknown model 'c'; available: a, b"):
         toml.choose("c", ["a", "b"], "model")
@@ -123,7 +127,7 @@ def test_choose_lists_the_available_names() -> None:
         "a\N{ZERO WIDTH SPACE}b.json",
     ],
 )
-def test_file_name_with_a_special_meaning_on_some_system_is_rejected(path: str) -> None:
+def test_model_file_name_with_a_special_meaning_on_some_system_is_rejected(path: str) -> None:
     with pytest.raises(ValueError, match=r"is not a file name on every system|is not a plain relative path"):
         models.ModelFile(path=path)
 
@@ -132,11 +136,11 @@ def test_file_name_with_a_special_meaning_on_some_system_is_rejected(path: str) 
     "path",
     ["console.json", "com10.txt", "nullable.json", "a-b.json", "a~b.json", "git/config", "unet/aux_model.safetensors"],
 )
-def test_file_name_similar_to_a_forbidden_one_is_accepted(path: str) -> None:
+def test_model_file_name_similar_to_a_forbidden_one_is_accepted(path: str) -> None:
     assert models.ModelFile(path=path).path == path
 
 
-def test_file_pinned_by_git_hash_alone_needs_its_size(tmp_path: Path) -> None:
+def test_model_file_pinned_by_git_hash_alone_is_rejected_without_its_size(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has a git_sha1 and no size; add the size"):
         models.ModelFile(path="a.json", git_sha1="1" * 40)
     assert models.ModelFile(path="a.json", git_sha1="1" * 40, size=0).locked

@@ -1,4 +1,4 @@
-"""Child processes import no module from the current folder."""
+"""Tests that child processes import no module from the current folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's sources of packages that are carried over from pip's settings to uv."""
+"""Tests how the package sources in pip's settings are passed on to uv."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def uv_sources(home: Path, config: str, **environ: str) -> uv_installer.UvSources:
-    """Return the sources for uv on a machine with this pip.conf and these further variables."""
+    """Return uv's package sources for a user with this pip.conf and these added environment variables."""
     file = home / ".config/pip/pip.conf"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(config)
     return uv_installer.for_uv(dict(os.environ) | environ, home / "cache", offline=False)
 
 
-def test_index_links_and_certificate_of_pip_are_carried_over(tmp_path: Path, home: Path) -> None:
+def test_index_find_links_and_certificate_of_pip_conf_become_uv_variables(tmp_path: Path, home: Path) -> None:
     (home / "one").mkdir()
     (tmp_path / "two").mkdir()
     uv = uv_sources(
@@ -39,8 +39,8 @@ def test_index_links_and_certificate_of_pip_are_carried_over(tmp_path: Path, hom
     assert uv["UV_INSECURE_HOST"] == "pip.example"
 
 
-def test_missing_folder_of_wheels_is_left_out_and_reported(tmp_path: Path, home: Path) -> None:
-    """Check a folder on a volume that is not mounted: pip ignores it with a warning, and uv would fail."""
+def test_find_links_folder_that_does_not_exist_is_left_out_and_reported(tmp_path: Path, home: Path) -> None:
+    """Name a folder on a volume that is not mounted: pip skips such a folder with a warning, and uv fails."""
     uv = uv_sources(home, f"[global]\nfind-links = {tmp_path}\n  /not/mounted\n")
     assert uv.environment["UV_FIND_LINKS"] == str(tmp_path)
     assert "find-links /not/mounted (no such folder)" in uv.dropped
@@ -48,7 +48,7 @@ def test_missing_folder_of_wheels_is_left_out_and_reported(tmp_path: Path, home:
 
 
 @pytest.mark.parametrize("own", ["variable", "file", "none"])
-def test_default_index_of_uv_replaces_the_index_of_pip(home: Path, own: str) -> None:
+def test_users_default_index_of_uv_goes_before_the_index_of_pip_conf(home: Path, own: str) -> None:
     environ = {"UV_INDEX_URL": "https://uv.example"} if own == "variable" else {}
     if own == "file":
         (home / ".config/uv").mkdir(parents=True)
@@ -57,37 +57,39 @@ def test_default_index_of_uv_replaces_the_index_of_pip(home: Path, own: str) -> 
     assert uv.get("UV_DEFAULT_INDEX") == ("https://pip.example" if own == "none" else None)
 
 
-def test_pip_variable_overrides_pip_conf(home: Path) -> None:
+def test_index_in_a_pip_variable_goes_before_the_index_of_pip_conf(home: Path) -> None:
     uv = uv_sources(
         home, "[global]\nindex-url = https://file.example\n", PIP_INDEX_URL="https://env.example"
     ).environment
     assert uv["UV_DEFAULT_INDEX"] == "https://env.example"
 
 
-def test_install_section_overrides_global_section() -> None:
+def test_install_section_of_pip_conf_goes_before_its_global_section() -> None:
     text = "install.index-url='https://install'\nglobal.index-url='https://global'\n"
     assert child_environment.parse_pip_config(text)["index-url"] == ["https://install"]
 
 
-def test_variable_of_uv_overrides_pip_conf(home: Path) -> None:
+def test_index_in_a_uv_variable_goes_before_the_index_of_pip_conf(home: Path) -> None:
     uv = uv_sources(
         home, "[global]\nindex-url = https://pip.example\n", UV_DEFAULT_INDEX="https://uv.example"
     ).environment
     assert uv["UV_DEFAULT_INDEX"] == "https://uv.example"
 
 
-def test_variables_that_disable_checksums_or_select_a_target_are_removed(home: Path) -> None:
+def test_uv_gets_no_variable_that_disables_checksums_or_selects_a_target(home: Path) -> None:
     uv = uv_sources(home, "", UV_NO_VERIFY_HASHES="1", VIRTUAL_ENV="/venv", CONDA_PREFIX="/conda").environment
     assert not {"UV_NO_VERIFY_HASHES", "VIRTUAL_ENV", "CONDA_PREFIX"} & set(uv)
     assert uv["UV_PYTHON_DOWNLOADS"] == "never"
 
 
 @pytest.mark.parametrize(("value", "flags"), [("1", ("--no-index",)), ("true", ("--no-index",)), ("0", ())])
-def test_no_index_of_pip_becomes_a_flag_of_uv(home: Path, value: str, flags: tuple[str, ...]) -> None:
+def test_pip_no_index_becomes_the_uv_flag_no_index_unless_its_value_is_0(
+    home: Path, value: str, flags: tuple[str, ...]
+) -> None:
     assert uv_sources(home, "", PIP_NO_INDEX=value).flags == flags
 
 
-def test_offline_run_sets_uv_offline(home: Path) -> None:
+def test_offline_run_sets_the_variable_uv_offline(home: Path) -> None:
     assert uv_installer.for_uv(dict(os.environ), home, offline=True).environment["UV_OFFLINE"] == "1"
 
 
@@ -116,6 +118,6 @@ def test_uv_installs_wheels_from_two_find_links_folders_of_pip(tmp_path: Path, h
     assert (target / "second.py").exists()
 
 
-def test_redact_removes_tokens_and_passwords() -> None:
+def test_redact_removes_a_token_and_the_password_in_a_url() -> None:
     text = redact("hf_abcdefghij at https://user:secret@pip.example/simple")
     assert text == "hf_… at https://…@pip.example/simple"
