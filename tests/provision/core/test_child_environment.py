@@ -32,14 +32,14 @@ def uv(*words: object, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, env=dict(os.environ) | environ)
 
 
-def test_every_option_of_the_installed_pip_is_in_the_table() -> None:
+def test_every_option_of_the_installed_pip_is_in_the_table_of_inherited_settings() -> None:
     code = "from pip._internal.commands import create_command as c; "
     code += "print(*sorted({w.lstrip('-') for o in c('install').parser.option_list_all for w in o._long_opts}))"
     completed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
     assert set(completed.stdout.split()) - set(child_environment.PIP) == set()
 
 
-def test_every_variable_of_the_installed_uv_is_in_the_table() -> None:
+def test_every_variable_of_the_installed_uv_is_in_the_table_of_inherited_settings() -> None:
     variables = set()
     for command in ("pip install", "pip compile", "venv", "cache clean"):
         variables |= set(re.findall(r"\bUV_([A-Z0-9_]+)", uv("help", "--no-pager", *command.split()).stdout))
@@ -48,7 +48,7 @@ def test_every_variable_of_the_installed_uv_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("table", ["", "[pip]\n"])
-def test_every_key_of_uv_toml_is_in_the_table(tmp_path: Path, table: str) -> None:
+def test_every_valid_key_of_uv_toml_is_in_the_table_of_inherited_settings(tmp_path: Path, table: str) -> None:
     """Read the valid keys from uv's error about an unknown key."""
     file = tmp_path / "uv.toml"
     file.write_text(f"{table}no-such-key = 1\n")
@@ -59,14 +59,14 @@ def test_every_key_of_uv_toml_is_in_the_table(tmp_path: Path, table: str) -> Non
     assert keys - set(child_environment.UV_TOML) == set()
 
 
-def test_every_variable_of_this_python_is_in_the_table() -> None:
+def test_every_variable_of_the_running_python_is_in_the_table_of_inherited_settings() -> None:
     completed = subprocess.run([sys.executable, "--help-env"], capture_output=True, text=True, check=False)
     variables = set(re.findall(r"^(?:-\S+ +: )?PYTHON(\w+)", completed.stdout, re.MULTILINE))
     assert variables - set(child_environment.PYTHON) == set()
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_each_setting_is_in_one_group_of_its_table(name: str) -> None:
+def test_no_inherited_setting_is_in_two_of_the_groups_kept_reported_and_ignored(name: str) -> None:
     table = {"pip": "_PIP_TABLE", "uv": "_UV_TABLE", "uv.toml": "_UV_TOML_TABLE", "python": "_PYTHON_TABLE"}[name]
     settings = [word for names in getattr(child_environment, table).values() for word in names.split()]
     assert sorted(settings) == sorted(TABLES[name])
@@ -93,7 +93,9 @@ def test_each_setting_is_in_one_group_of_its_table(name: str) -> None:
         ("SSL_CERT_FILE", KEPT),
     ],
 )
-def test_variable_is_kept_reported_or_ignored(variable: str, policy: str) -> None:
+def test_inherited_variable_is_passed_on_or_dropped_with_a_report_or_dropped_silently(
+    variable: str, policy: str
+) -> None:
     assert child_environment.policy(variable) == policy
     assert (variable in child_environment.child({variable: "x"})) == (policy == KEPT)
     assert child_environment.dropped({variable: "x"}) == ([variable] if policy == REPORTED else [])
@@ -130,7 +132,9 @@ def user_file(home: Path) -> Path:
     return file
 
 
-def test_only_sources_are_read_from_uv_toml(tmp_path: Path, home: Path, user_file: Path) -> None:
+def test_uv_toml_yields_the_package_sources_and_reports_dropped_settings(
+    tmp_path: Path, home: Path, user_file: Path
+) -> None:
     system = tmp_path / "etc/uv/uv.toml"
     system.parent.mkdir(parents=True)
     system.write_text('\ufeffoffline = true\nkeyring-provider = "subprocess"\n[[index]]\nurl = "https://s.example"\n')
@@ -151,7 +155,7 @@ def test_only_sources_are_read_from_uv_toml(tmp_path: Path, home: Path, user_fil
     assert inside == {"tool": {"uv": {"environments": ["x"], **kept}}}
 
 
-def test_uv_accepts_the_written_config(tmp_path: Path, user_file: Path) -> None:
+def test_uv_accepts_the_config_that_is_written_from_the_users_uv_toml(tmp_path: Path, user_file: Path) -> None:
     sources = uv_installer.for_uv(os.environ, tmp_path / "cache", offline=False, settings={})
     file = tmp_path / "written.toml"
     file.write_text(uv_settings.write(sources.config))
@@ -159,7 +163,9 @@ def test_uv_accepts_the_written_config(tmp_path: Path, user_file: Path) -> None:
     assert completed.returncode == 0, completed.stderr
 
 
-def test_index_entry_keeps_its_other_keys(tmp_path: Path, home: Path, user_file: Path) -> None:
+def test_index_in_uv_toml_keeps_its_ignore_error_codes_and_loses_its_exclude_newer(
+    tmp_path: Path, home: Path, user_file: Path
+) -> None:
     user_file.write_text(
         '[[index]]\nname = "own"\nurl = "https://own.example/simple"\nignore-error-codes = [401, 403]\n'
         'cache-control = { api = "max-age=600", files = "max-age=3600" }\nexclude-newer = "2024-01-01"\n'
@@ -174,13 +180,15 @@ def test_index_entry_keeps_its_other_keys(tmp_path: Path, home: Path, user_file:
 
 
 @pytest.mark.parametrize(("value", "is_read"), [("1", False), ("true", False), ("0", True), ("false", True)])
-def test_uv_no_config_is_parsed_like_uv_parses_it(home: Path, user_file: Path, value: str, *, is_read: bool) -> None:
+def test_users_uv_toml_is_read_unless_uv_no_config_is_1_or_true(
+    home: Path, user_file: Path, value: str, *, is_read: bool
+) -> None:
     user_file.write_text('index-url = "https://own.example/simple"\n')
     kept, _ = uv_settings.read(dict(os.environ) | {"UV_NO_CONFIG": value}, home)
     assert bool(kept) is is_read
 
 
-def test_broken_uv_toml_is_ignored_and_reported(home: Path, user_file: Path) -> None:
+def test_users_uv_toml_with_invalid_toml_is_ignored_and_reported(home: Path, user_file: Path) -> None:
     user_file.write_text("[[index\n")
     kept, dropped = uv_settings.read({}, home)
     assert kept == {}
@@ -188,7 +196,7 @@ def test_broken_uv_toml_is_ignored_and_reported(home: Path, user_file: Path) -> 
     assert uv_settings.read({"UV_NO_CONFIG": "1"}, home) == ({}, [])
 
 
-def test_index_of_uv_toml_is_used_and_other_settings_are_not(
+def test_uv_installs_from_the_index_in_uv_toml_without_the_users_other_settings(
     tmp_path: Path, user_file: Path, play: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.provision import http_server
@@ -227,7 +235,7 @@ def test_index_of_uv_toml_is_used_and_other_settings_are_not(
         ({"timeout": ["soon"], "keyring-provider": ["import"], "user": ["1"]}, {}),
     ],
 )
-def test_options_of_pip_become_variables_of_uv(
+def test_timeout_index_keyring_and_certificate_options_of_pip_become_uv_variables(
     tmp_path: Path, settings: dict[str, list[str]], variables: dict[str, str]
 ) -> None:
     plain = uv_installer.for_uv({}, tmp_path, offline=False, settings={}).environment
@@ -235,7 +243,7 @@ def test_options_of_pip_become_variables_of_uv(
     assert {name: value for name, value in environment.items() if name not in plain} == variables
 
 
-def test_pip_install_reads_no_file_and_keeps_its_sources() -> None:
+def test_environment_for_pip_has_the_users_package_sources_and_no_settings_file() -> None:
     settings = {"index-url": ["https://p.example"], "find-links": ["/a", "/b"], "user": ["yes"], "config-file": ["/x"]}
     environment = child_environment.for_pip(
         {"PIP_TARGET": "/t", "PIP_CERT": "/c", "HOME": "/h", "PYTHONPATH": "/p"}, settings

@@ -1,4 +1,4 @@
-"""Tests that the folders are those of huggingface_hub's own constants, over a grid of environments."""
+"""Tests that the Hugging Face folders equal huggingface_hub's own constants, for every mix of its variables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VALUES = {
 
 
 def loaded_constants() -> Any:
-    """Return huggingface_hub's constants for the variables of this process."""
+    """Execute huggingface_hub's constants.py anew with the current environment variables, and return the module."""
     spec = importlib.util.spec_from_file_location("constants_of_this_environment", CONSTANTS)
     assert spec is not None
     assert spec.loader is not None
@@ -35,7 +35,9 @@ def loaded_constants() -> Any:
     return module
 
 
-def test_folders_are_those_of_the_installed_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_folders_equal_the_constants_of_huggingface_hub_for_every_mix_of_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PLACE", "/pl ace")
     for values in itertools.product(*VALUES.values()):
         for name, value in zip(VALUES, values, strict=True):
@@ -49,7 +51,7 @@ def test_folders_are_those_of_the_installed_client(monkeypatch: pytest.MonkeyPat
         assert folders.is_relative == (not Path(constants.HF_HUB_CACHE).is_absolute())
 
 
-def test_strongest_variable_is_named(home: Path) -> None:
+def test_variable_that_decides_the_hub_folder_is_named_and_is_none_for_the_default(home: Path) -> None:
     environ = {"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}
     assert client_folders(environ, home).variable == "HF_HUB_CACHE"
     assert client_folders({"HF_HOME": "/b"}, home).variable == "HF_HOME"

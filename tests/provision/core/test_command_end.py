@@ -1,4 +1,4 @@
-"""Tests the end of a command: one message, one exit code and, with --json, one object."""
+"""Tests the end of a command: one message, one exit code and, with --json, one JSON object."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(program: str, *words: object, env: dict[str, str] | None = None) -> subp
 
 
 def object_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Return the one JSON object of a failed command."""
+    """Return the JSON object that a failed command printed, after a check of its keys and its exit code."""
     assert "Traceback" not in completed.stdout
     report = json.loads(completed.stdout)
     assert list(report) == ["schema", "command", "error", "exit"]
@@ -57,17 +57,17 @@ def object_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         ("it is too large. To build it: provision models pull --stand-in m", "provision models pull --stand-in m"),
     ],
 )
-def test_next_act_is_the_last_advice_of_the_message(message: str, advice: str | None) -> None:
+def test_field_next_of_an_error_is_the_last_advice_in_its_message_or_none(message: str, advice: str | None) -> None:
     sentence = message.partition(". ")[2].rstrip(".")
     assert command_end.next_of(message) == ((sentence if advice is None else advice) or None)
 
 
-def test_kind_and_next_act_of_an_error_are_used() -> None:
+def test_kind_and_next_field_that_an_error_was_given_are_reported() -> None:
     fault = command_end.fault_of(BlockedError("it is held. Wait.", kind="locked", next_act="provision setup --wait 60"))
     assert (fault.kind, fault.next, fault.exit) == ("locked", "provision setup --wait 60", Exit.BLOCKED)
 
 
-def test_usage_error_without_advice_gets_a_default_next_act() -> None:
+def test_usage_error_without_advice_in_its_message_gets_default_advice() -> None:
     fault = command_end.fault_of(SpecError("unknown device tpu; available: auto, cpu, cuda."))
     assert (fault.kind, fault.next) == ("usage", command_end.CORRECTED)
     assert command_end.fault_of(BlockedError("it is held")).next is None
@@ -76,7 +76,7 @@ def test_usage_error_without_advice_gets_a_default_next_act() -> None:
     assert command_end.fault_of(OSError(28, "No space left on device", "/data/x")).kind == "no-space"
 
 
-def test_every_advice_in_the_code_is_recognized() -> None:
+def test_advice_in_every_error_message_of_the_source_code_is_recognized() -> None:
     """Check each error message whose last sentence contains a command in backquotes."""
     for file in sorted(CHECKOUT.glob("provision/**/*.py")):
         for text in re.findall(r"Error\(\s*f?\"([^\"]*`[^\"]*)\"\s*\)", file.read_text(encoding="utf-8")):
@@ -94,12 +94,12 @@ def test_every_advice_in_the_code_is_recognized() -> None:
         ([], "", False),
     ],
 )
-def test_command_name_ends_at_the_first_flag(argv: list[str], name: str, is_json: bool) -> None:
+def test_command_name_in_json_is_the_words_before_the_first_flag(argv: list[str], name: str, is_json: bool) -> None:
     assert command_end.command_of(argv) == (name, is_json)
 
 
 class TestOneObject:
-    def test_wrong_flag_is_a_usage_error(self, flags: list[object]) -> None:
+    def test_wrong_flag_or_command_with_json_prints_an_error_of_kind_usage(self, flags: list[object]) -> None:
         for words in (
             ["setup", "--nonsense", "--json"],
             ["env", "create", "--json", "--variant"],
@@ -118,14 +118,16 @@ class TestOneObject:
             (["env", "create", "--json", "--variant"], "env create"),
         ],
     )
-    def test_next_act_of_a_wrong_flag_is_a_command_that_works(self, words: list[str], parsed: str) -> None:
+    def test_advice_after_a_wrong_flag_or_command_is_a_help_command_that_works(
+        self, words: list[str], parsed: str
+    ) -> None:
         report = object_of(run("provision", *words))
         program, *rest = shlex.split(report["error"]["next"])
         assert program.endswith("provision")
         assert run("provision", *rest).returncode == 0
         assert " ".join(rest) == f"{parsed} --help".strip()
 
-    def test_ctrl_d_at_a_prompt_is_an_interrupt(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_ctrl_d_at_a_prompt_ends_the_command_with_exit_code_130(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def abort(_: str) -> bool:
             raise typer.Abort
 
@@ -138,7 +140,7 @@ class TestOneObject:
             == 130
         )
 
-    def test_stdout_is_empty_without_json(self) -> None:
+    def test_wrong_flag_without_json_leaves_stdout_empty(self) -> None:
         completed = run("provision", "setup", "--nonsense")
         assert (completed.returncode, completed.stdout) == (2, "")
 
@@ -154,13 +156,17 @@ class TestOneObject:
             ["gc"],
         ],
     )
-    def test_error_in_host_toml_is_a_usage_error(self, tmp_path: Path, flags: list[object], words: list[str]) -> None:
+    def test_error_in_host_toml_is_reported_with_its_line_and_exit_code_2(
+        self, tmp_path: Path, flags: list[object], words: list[str]
+    ) -> None:
         (tmp_path / "host.toml").write_text("nonsense = 1\n")
         report = object_of(run("provision", *words, "--json", "--host", tmp_path / "host.toml"))
         assert (report["command"], report["exit"]) == (" ".join(words[:2] if words[1:] else words).replace(" m", ""), 2)
         assert "host.toml, line 1, key nonsense" in report["error"]["message"]
 
-    def test_lock_held_by_another_run_is_reported_with_the_wait_flag(self, tmp_path: Path, flags: list[object]) -> None:
+    def test_setup_while_another_run_holds_the_lock_fails_and_suggests_the_flag_wait(
+        self, tmp_path: Path, flags: list[object]
+    ) -> None:
         (tmp_path / "root/.firstlight").mkdir(parents=True)
         with filelock.FileLock(tmp_path / "root/.firstlight/lock"):
             report = object_of(run("provision", "setup", *flags, "--json"))
@@ -173,7 +179,7 @@ class TestOneObject:
         report = object_of(run("provision", "repair", *flags, "--json"))
         assert (report["error"]["kind"], report["exit"]) == ("not-mounted", 4)
 
-    def test_confirmation_needs_the_yes_flag_under_json(self, tmp_path: Path, flags: list[object]) -> None:
+    def test_env_remove_with_json_is_rejected_without_the_flag_yes(self, tmp_path: Path, flags: list[object]) -> None:
         assert run("provision", "setup", *flags).returncode == 0
         root_flags = ["--root", tmp_path / "root", "--host", tmp_path / "host.toml"]
         report = object_of(run("provision", "env", "remove", "diffusers", *root_flags, "--json"))
@@ -181,19 +187,21 @@ class TestOneObject:
         removed = run("provision", "env", "remove", "diffusers", *root_flags, "--json", "--yes")
         assert json.loads(removed.stdout)["prefix"] == str(tmp_path / "root/envs/diffusers")
 
-    def test_secrets_are_removed_from_the_object(self, tmp_path: Path, flags: list[object]) -> None:
+    def test_token_in_an_argument_is_removed_from_the_json_error(self, tmp_path: Path, flags: list[object]) -> None:
         completed = run("provision", "env", "create", "--interpreter", TOKEN, *flags, "--json")
         assert TOKEN not in completed.stdout + completed.stderr
         assert "hf_…" in object_of(completed)["error"]["message"]
 
-    def test_failed_setup_prints_only_its_outcomes(self, tmp_path: Path, flags: list[object], wheels: Path) -> None:
+    def test_failed_setup_with_json_prints_its_outcomes_instead_of_an_error_object(
+        self, tmp_path: Path, flags: list[object], wheels: Path
+    ) -> None:
         next(wheels.glob("diffusers*")).unlink()
         completed = run("provision", "setup", *flags, "--json")
         report = json.loads(completed.stdout)
         assert (completed.returncode, report["exit"], "error" in report) == (1, 1, False)
         assert any(row["error"] for row in report["outcomes"])
 
-    def test_traceback_of_a_bug_goes_to_stderr_only(
+    def test_traceback_of_an_internal_error_goes_to_stderr_only(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def act() -> int:
@@ -208,7 +216,7 @@ class TestOneObject:
         assert "Traceback" in output.err
         assert TOKEN not in output.out + output.err
 
-    def test_failure_after_the_output_prints_one_object(
+    def test_failure_after_the_json_output_prints_only_the_error_object(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         def act() -> int:
@@ -228,19 +236,19 @@ class TestOneObject:
             (["keep", "n", "nonsense"], "failed"),
         ],
     )
-    def test_bench_prints_the_same_object(self, words: list[str], kind: str) -> None:
+    def test_bench_reports_an_error_with_the_same_json_object_as_provision(self, words: list[str], kind: str) -> None:
         report = object_of(run("bench", *words, "--json"))
         assert (report["command"], report["error"]["kind"]) == (words[0], kind)
 
-    def test_wrong_flag_of_bench_is_a_usage_error(self) -> None:
+    def test_wrong_flag_of_bench_prints_an_error_of_kind_usage(self) -> None:
         report = object_of(run("bench", "validate", "--nonsense", "--json"))
         assert (report["command"], report["error"]["kind"]) == ("validate", "usage")
 
-    def test_bench_list_prints_json(self) -> None:
+    def test_bench_list_with_json_prints_the_suites_as_json(self) -> None:
         assert "quick" in json.loads(run("bench", "list", "--json").stdout)["suites"]
 
 
-# A command that writes a byte to one pipe, then blocks on a read from another, so that the test can signal it there.
+# A command that writes a byte to one pipe, then blocks on a read from another, where the test sends it a signal.
 WAITING = """
 import os, sys
 sys.argv = ["provision", "setup", "--json"]
@@ -256,7 +264,7 @@ sys.exit(ending.run(act, json=True))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signal_ends_a_command_with_one_object_and_exit_code_130(number: signal.Signals) -> None:
+def test_signal_ends_a_command_with_one_json_object_and_exit_code_130(number: signal.Signals) -> None:
     ready, ready_end = os.pipe()
     never_end, never = os.pipe()
     process = subprocess.Popen(
@@ -276,7 +284,7 @@ def test_signal_ends_a_command_with_one_object_and_exit_code_130(number: signal.
     assert (report["error"]["kind"], report["exit"], report["command"]) == ("interrupted", 130, "setup")
 
 
-def test_interrupt_before_the_command_starts_prints_an_object() -> None:
+def test_interrupt_before_the_command_starts_prints_a_json_error_of_kind_interrupted() -> None:
     code = (
         "import sys; sys.argv = ['provision', 'status', '--json']\n"
         "from provision.core import command_end as ending\nsys.exit(ending.interrupted_early())"

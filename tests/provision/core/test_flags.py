@@ -1,4 +1,4 @@
-"""Tests that typer reads a flag record as parameters, and that the command receives the record."""
+"""Tests that typer reads the fields of a flag record (a dataclass) as flags, and passes the record to the command."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def runner_of(command: object) -> typer.Typer:
     return app
 
 
-def test_command_receives_the_flags_of_each_record_as_the_record() -> None:
+def test_command_with_two_flag_records_receives_each_record_with_the_typed_values() -> None:
     received: list[object] = []
 
     @flags.expand
@@ -59,7 +59,7 @@ def test_command_receives_the_flags_of_each_record_as_the_record() -> None:
     assert received == ["tiny", RunFlags(root="/data", host=Path("host.toml")), 3.0, OutputFlags(json=True)]
 
 
-def test_help_lists_the_fields_at_the_place_of_their_record() -> None:
+def test_help_lists_the_flags_of_a_record_at_the_place_of_its_parameter() -> None:
     @flags.expand
     def measure(
         *,
@@ -77,7 +77,7 @@ def test_help_lists_the_fields_at_the_place_of_their_record() -> None:
     assert "--run" not in text
 
 
-def test_field_without_default_is_a_required_flag() -> None:
+def test_record_field_without_a_default_is_a_required_flag() -> None:
     @flags.expand
     def keep(*, output: OutputFlags, names: NameFlags) -> None:
         typer.echo(f"{names.name} {output.json}")
@@ -88,7 +88,7 @@ def test_field_without_default_is_a_required_flag() -> None:
     assert "--name" in outcome.output
 
 
-def test_call_without_a_flag_uses_its_default() -> None:
+def test_python_call_of_a_command_without_a_flag_uses_the_default_of_the_flag() -> None:
     @flags.expand
     def measure(*, run: RunFlags, budget: float = 1.0) -> tuple[RunFlags, float]:
         return run, budget
@@ -98,9 +98,9 @@ def test_call_without_a_flag_uses_its_default() -> None:
         measure(volume="/data")
 
 
-def test_field_with_the_name_of_another_parameter_is_rejected() -> None:
+def test_record_field_with_the_name_of_another_parameter_is_rejected() -> None:
     def keep(*, root: str = "", run: RunFlags) -> None:
-        """Take one name twice."""
+        """Have a parameter `root` beside a record with a field `root`."""
 
     with pytest.raises(ValueError, match="root"):
         flags.expand(keep)
@@ -111,7 +111,7 @@ class SecondFlags:
     first: int = 1
 
 
-def test_record_may_have_the_name_of_a_field_of_another_record() -> None:
+def test_parameter_of_a_record_may_have_the_name_of_a_field_of_another_record() -> None:
     def describe(*, first: OutputFlags, second: SecondFlags) -> tuple[OutputFlags, SecondFlags]:
         return first, second
 

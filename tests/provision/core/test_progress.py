@@ -38,7 +38,7 @@ class Clock:
         self._paused: queue.Queue[None] = queue.Queue()
 
     def pause(self, seconds: float) -> bool:
-        """Block the thread until the test lets it continue; True ends the thread."""
+        """Block the thread until the test calls `run` or `end`; return True if the thread must end."""
         self._paused.put(None)
         return self._go.get()
 
@@ -51,7 +51,7 @@ class Clock:
             self._go.put(False)
 
     def end(self) -> None:
-        """Let the next pause of the thread return True, which ends it."""
+        """Let the next pause of the thread return True, which ends the thread."""
         self._go.put(True)
 
 
@@ -105,7 +105,7 @@ def test_download_shows_bytes_rate_and_time_left() -> None:
     assert meter.share() == pytest.approx(0.28)
 
 
-def test_rate_is_the_mean_of_the_last_half_minute() -> None:
+def test_shown_rate_is_the_mean_of_the_last_30_seconds() -> None:
     meter = Meter("model m", 0.0)
     meter.add(1_000_000_000, 4_000_000_000)  # the first second is faster than the others
     meter.sample(1.0)
@@ -115,7 +115,7 @@ def test_rate_is_the_mean_of_the_last_half_minute() -> None:
     assert "1.0 MB/s" in meter.text(99.0)
 
 
-def test_time_left_is_estimated_from_files_without_bytes() -> None:
+def test_time_left_is_estimated_from_the_file_count_if_no_bytes_are_reported() -> None:
     meter = Meter("relocate conda", 0.0)
     meter.add(5_000, 20_000, "files")
     meter.sample(10.0)
@@ -123,28 +123,28 @@ def test_time_left_is_estimated_from_files_without_bytes() -> None:
     assert meter.share() == 0.25
 
 
-def test_step_without_reports_shows_elapsed_seconds() -> None:
+def test_step_that_reports_no_progress_shows_its_elapsed_seconds() -> None:
     meter = Meter("smoke", 5.0)
     meter.sample(17.0)
     assert meter.text(17.0) == "12 s so far"
 
 
-def test_total_below_the_count_is_left_out() -> None:
+def test_total_that_is_smaller_than_the_reported_count_is_not_shown() -> None:
     meter = Meter("x", 0.0)
     meter.add(300_000_000, 200_000_000)
     meter.sample(10.0)
     assert meter.text(10.0) == "300 MB, 30 MB/s, 10 s so far"
 
 
-def test_hashed_bytes_show_no_rate() -> None:
+def test_hashed_bytes_are_shown_with_the_time_left_and_without_a_rate() -> None:
     meter = Meter("model m", 0.0)
     meter.add(1_200_000_000, 2_600_000_000, "bytes hashed")
     meter.sample(12.0)
     assert meter.text(12.0) == "1.2 GB of 2.6 GB hashed, about 14 s left"
 
 
-def test_bytes_written_by_children_are_counted(tmp_path: Path) -> None:
-    """Let a real child write five megabytes and wait; its count remains after it has ended."""
+def test_bytes_that_child_processes_write_are_counted_and_shown(tmp_path: Path) -> None:
+    """Let a real child process write five megabytes; they still count after the process has ended."""
     code = "import sys; open(sys.argv[1], 'wb').write(b'x' * 5_000_000); print('written', flush=True); sys.stdin.read()"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "file")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -165,7 +165,7 @@ def test_bytes_written_by_children_are_counted(tmp_path: Path) -> None:
     assert "5.0 MB of 50 MB written, 500 kB/s, about 1 min 30 s left" in meter.text(10.0)
 
 
-def test_line_is_emitted_every_ten_seconds_until_the_end() -> None:
+def test_progress_line_is_emitted_every_ten_seconds_until_the_work_ends() -> None:
     clock, lines = Clock(), list[str]()
     meter = Meter("x", 0.0)
     with Ticker(meter, lines.append, clock=lambda: clock.now, pause=clock.pause):
@@ -174,7 +174,7 @@ def test_line_is_emitted_every_ten_seconds_until_the_end() -> None:
     assert lines == ["10 s so far", "20 s so far", "30 s so far"]
 
 
-def test_reset_restarts_the_interval() -> None:
+def test_reset_delays_the_next_progress_line_by_ten_seconds() -> None:
     clock, lines = Clock(), list[str]()
     with Ticker(Meter("x", 0.0), lines.append, clock=lambda: clock.now, pause=clock.pause) as ticker:
         clock.run(19, lambda: ticker.reset() if clock.now == 9 else None)
@@ -182,7 +182,7 @@ def test_reset_restarts_the_interval() -> None:
     assert lines == ["19 s so far"]
 
 
-def test_error_of_the_stream_does_not_end_the_work() -> None:
+def test_error_while_a_progress_line_is_printed_does_not_end_the_work() -> None:
     clock, attempts = Clock(), list[float]()
 
     def emit(_: str) -> None:
@@ -200,7 +200,7 @@ class TestScreen:
         return Screen(json_output=json_output, quiet=quiet, color=False, clock=lambda: clock.now, pause=clock.pause)
 
     @pytest.mark.parametrize("json_output", [False, True])
-    def test_progress_lines_go_to_stderr_without_a_terminal(
+    def test_progress_without_a_terminal_is_printed_as_lines_on_stderr(
         self, capsys: pytest.CaptureFixture[str], json_output: bool
     ) -> None:
         clock = Clock()
@@ -228,7 +228,7 @@ class TestScreen:
         screen.end()
         assert capsys.readouterr() == ("", "")
 
-    def test_secrets_are_removed_from_a_step_name(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_token_in_a_step_name_is_removed_from_the_progress_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         clock = Clock()
         screen = self.screen(clock)
         with screen.during(f"asking hf_{'s' * 20}"):
@@ -236,7 +236,9 @@ class TestScreen:
             clock.end()
         assert "sssss" not in capsys.readouterr().err
 
-    def test_download_bars_become_lines_without_a_terminal(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_progress_of_two_downloads_without_a_terminal_is_one_line_on_stderr(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         clock = Clock()
         bars = DownloadBars(
             "m", {"a": 80_000_000, "b": 20_000_000}, shown=True, clock=lambda: clock.now, pause=clock.pause
@@ -247,7 +249,7 @@ class TestScreen:
         assert capsys.readouterr() == ("", "  m: 20 MB of 100 MB, 2.0 MB/s, about 40 s left\n")
 
 
-# A screen on a terminal. Its thread takes a sample for each byte "g" on stdin; another byte ends it.
+# A screen on a terminal. Its thread takes a sample for each byte "g" on stdin; another byte ends the thread.
 LIVE = """
 import os, sys
 from provision.cli.output import Screen
@@ -285,7 +287,7 @@ def test_terminal_shows_a_live_line_and_stdout_holds_only_data() -> None:
     assert "\x1b[?25h" in shown, "the cursor is visible again"
 
 
-def test_folder_move_reports_files_and_bytes(tmp_path: Path, other_disk: Path) -> None:
+def test_folder_move_reports_its_bytes_and_its_copied_and_verified_files(tmp_path: Path, other_disk: Path) -> None:
     source = tmp_path / "cache"
     (source / "deep").mkdir(parents=True)
     for number in range(7):
@@ -301,7 +303,7 @@ def test_folder_move_reports_files_and_bytes(tmp_path: Path, other_disk: Path) -
     assert reports == {"bytes": [70_000, 70_000], "files": [7, 7], "files proved": [7, 7]}
 
 
-def test_hashing_reports_files_and_bytes(tmp_path: Path) -> None:
+def test_hashing_of_files_reports_the_hashed_files_and_bytes(tmp_path: Path) -> None:
     files = []
     for number in range(40):
         (tmp_path / str(number)).write_bytes(bytes(number * 100_000))
@@ -313,7 +315,7 @@ def test_hashing_reports_files_and_bytes(tmp_path: Path) -> None:
 
 
 def test_deep_check_of_an_environment_reports_its_bytes_and_files(tmp_path: Path, envs: Path, home: Path) -> None:
-    """Run the steps of the command on a small real environment."""
+    """Check a small real environment, which `provision setup` has built, with the steps of setup."""
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")
     flags = ["--root", str(tmp_path / "root"), "--envs", str(envs), "--host", str(tmp_path / "host.toml"), "--json"]
     argv = [sys.executable, "-m", "provision", "setup", *flags]
@@ -332,7 +334,7 @@ def test_deep_check_of_an_environment_reports_its_bytes_and_files(tmp_path: Path
     assert counts["files"] >= 5
 
 
-def test_new_environment_reports_its_expected_bytes(tmp_path: Path, envs: Path) -> None:
+def test_build_of_an_environment_reports_install_bytes_of_torch_toml_as_its_total(tmp_path: Path, envs: Path) -> None:
     with (envs / "torch.toml").open("a") as file:
         file.write("install_bytes = 5_000\n")
     (tmp_path / "host.toml").write_text("models = []\nrelocate = []\n")

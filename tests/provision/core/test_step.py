@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FakeStep:
-    """Implements a step with its state in a variable; `acts` records the calls, and `apply` calls `does`."""
+    """Implements a step whose state is a field; `acts` records the calls, and `apply` calls `does`."""
 
     name: str = "thing"
     essential: bool = False
@@ -56,7 +56,7 @@ def test_step_that_is_ok_is_not_applied() -> None:
     assert not outcome.changed
 
 
-def test_step_that_stays_drifted_is_an_error() -> None:
+def test_step_that_is_still_drifted_after_apply_is_an_error() -> None:
     outcomes = step.converge([FakeStep(does=lambda _: None)], listen=ignore)
     assert "still drifted" in (outcomes[0].error or "")
     assert step.exit_of(outcomes) is Exit.FAILED
@@ -64,7 +64,7 @@ def test_step_that_stays_drifted_is_an_error() -> None:
 
 @dataclass
 class RetriedStep(FakeStep):
-    """A step that is worth applying whatever its check finds."""
+    """A step with a reason to retry, which is applied even if its check finds the state ok."""
 
     def retry_reason(self) -> str | None:
         self.acts.append("retry")
@@ -72,21 +72,21 @@ class RetriedStep(FakeStep):
 
 
 @pytest.mark.parametrize("state", [State.OK, State.DRIFTED])
-def test_retry_reason_is_asked_before_apply_but_not_after_it(state: State) -> None:
+def test_step_with_a_reason_to_retry_is_applied_once_even_if_its_state_is_ok(state: State) -> None:
     retried = RetriedStep(state=state)
     (outcome,) = step.converge([retried], listen=ignore)
     assert retried.acts == ["check", "retry", "apply", "check"]
     assert (outcome.before, outcome.after, outcome.changed, outcome.error) == (State.DRIFTED, State.OK, True, None)
 
 
-def test_a_blocked_step_is_not_retried() -> None:
+def test_blocked_step_with_a_reason_to_retry_stays_blocked() -> None:
     retried = RetriedStep(state=State.BLOCKED)
     (outcome,) = step.check_all([retried], listen=ignore)
     assert retried.acts == ["check"]
     assert outcome.after is State.BLOCKED
 
 
-def test_a_look_names_the_reason_to_retry() -> None:
+def test_check_all_reports_a_step_with_a_reason_to_retry_as_drifted() -> None:
     (outcome,) = step.check_all([RetriedStep(state=State.OK)], listen=ignore)
     assert (outcome.after, outcome.detail, outcome.exit) == (State.DRIFTED, "once more", Exit.CHANGES)
 
@@ -99,7 +99,7 @@ def test_blocked_step_is_not_applied_and_other_steps_continue() -> None:
     assert step.exit_of(outcomes) is Exit.BLOCKED
 
 
-def test_no_step_runs_after_a_failed_essential_step() -> None:
+def test_no_step_runs_after_a_blocked_essential_step() -> None:
     other = FakeStep("other")
     step.converge([FakeStep(essential=True, state=State.BLOCKED), other], listen=ignore)
     assert other.acts == []
@@ -124,19 +124,21 @@ def fail_with(error: BaseException) -> Callable[[FakeStep], None]:
         (OSError(errno.EIO, "Input/output error", "/data/f"), Exit.FAILED, "/data/f: Input/output error"),
     ],
 )
-def test_expected_error_becomes_an_outcome(error: BaseException, code: Exit, text: str) -> None:
+def test_expected_error_of_a_step_becomes_an_outcome_with_its_message_and_exit_code(
+    error: BaseException, code: Exit, text: str
+) -> None:
     outcomes = step.converge([FakeStep(does=fail_with(error))], listen=ignore)
     assert text in (outcomes[0].error or "")
     assert outcomes[0].exit is step.exit_of(outcomes) is code
 
 
-def test_unexpected_error_and_interrupt_are_raised() -> None:
+def test_unexpected_error_or_interrupt_of_a_step_is_raised_to_the_caller() -> None:
     for error in (ZeroDivisionError(), KeyboardInterrupt()):
         with pytest.raises(type(error)):
             step.converge([FakeStep(does=fail_with(error))], listen=ignore)
 
 
-def test_check_all_applies_nothing_and_its_exit_code_shows_drift() -> None:
+def test_check_all_applies_no_step_and_its_exit_code_reports_drifted_steps() -> None:
     fake = FakeStep()
     outcomes = step.check_all([fake, FakeStep(state=State.OK)], deep=True, listen=ignore)
     assert fake.acts == ["deep"]
@@ -145,10 +147,10 @@ def test_check_all_applies_nothing_and_its_exit_code_shows_drift() -> None:
     assert step.exit_of([]) is Exit.GOOD
 
 
-def test_only_essential_steps_are_applied_when_the_guard_raises() -> None:
-    """Let the guard raise, as for a volume that is unmounted during a run.
+def test_only_essential_steps_are_applied_if_the_check_before_each_step_raises() -> None:
+    """Let the guard, which runs before each step, raise an error, as it does when the volume is unmounted.
 
-    The essential step makes the marker, so it runs without the guard.
+    An essential step runs without the guard, because it makes the marker that the guard needs.
     """
 
     def refuse() -> None:
@@ -163,7 +165,7 @@ def test_only_essential_steps_are_applied_when_the_guard_raises() -> None:
     assert second.acts == ["check"]
 
 
-def test_all_or_nothing_list_stops_at_the_first_failure_and_counts_the_steps_that_are_done() -> None:
+def test_run_with_stop_at_failure_skips_later_steps_and_its_error_counts_the_finished_ones() -> None:
     def fail(_: FakeStep) -> None:
         raise BlockedError("in use.")
 

@@ -1,4 +1,4 @@
-"""Tests commands in any locale, with undecodable names, with closed streams, and after their reader has closed."""
+"""Tests commands in an ASCII locale, with names that are not UTF-8, with closed streams, and with closed pipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 class TestStreams:
-    def test_every_command_works_in_an_ascii_locale(self, tmp_path: Path, flags: list[object]) -> None:
+    def test_every_command_works_in_an_ascii_locale_with_a_non_ascii_root(
+        self, tmp_path: Path, flags: list[object]
+    ) -> None:
         root = tmp_path / "räum 根"
         assert run_bytes("setup", "--root", root, *flags[2:], env=ASCII)[0] == 0
         for words in (
@@ -46,7 +48,7 @@ class TestStreams:
         assert (code, stderr) == (0, b"")
 
     @pytest.mark.parametrize("locale", [{}, ASCII])
-    def test_commands_report_a_root_with_an_undecodable_name(
+    def test_setup_rejects_a_root_whose_name_is_not_utf8_and_other_commands_print_it(
         self, tmp_path: Path, flags: list[object], locale: dict[str, str]
     ) -> None:
         root = os.fsdecode(os.fsencode(tmp_path / "raum") + b"\xff")
@@ -67,7 +69,7 @@ class TestStreams:
         code, stdout, _ = run_bytes("repair", "--json", "--root", f"{root}/none", *flags[2:], env=locale)
         assert (code, json.loads(stdout.decode("ascii"))["error"]["kind"]) == (4, "not-mounted")
 
-    def test_commands_work_in_a_home_with_an_undecodable_name(self, tmp_path: Path, flags: list[object]) -> None:
+    def test_commands_work_in_a_home_whose_name_is_not_utf8(self, tmp_path: Path, flags: list[object]) -> None:
         home = os.fsdecode(os.fsencode(tmp_path / "hom") + b"\xe9")
         os.mkdir(home)  # noqa: PTH102 (its name is bytes)
         (tmp_path / "host.toml").write_text('models = []\nrelocate = ["huggingface", "pip"]\nlogin = true\n')
@@ -77,21 +79,21 @@ class TestStreams:
             assert code == 0, (words, stdout, stderr)
 
     @pytest.mark.parametrize("closed", ["0", "1", "2", "1 2", "0 1 2"])
-    def test_command_works_with_closed_streams(self, flags: list[object], closed: str) -> None:
+    def test_plan_works_with_any_of_stdin_stdout_and_stderr_closed(self, flags: list[object], closed: str) -> None:
         def close() -> None:
             for number in closed.split():
                 os.close(int(number))
 
         environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
         argv = [sys.executable, "-m", "provision", "plan", *map(str, flags)]
-        # Only preexec_fn can give a child a closed stream.
+        # Only preexec_fn can close a standard stream of a child process before its program starts.
         completed = subprocess.run(
             argv, capture_output=True, env=environment, check=False, timeout=600, preexec_fn=close
         )
         assert completed.returncode == 3, completed.stderr
         assert b"Traceback" not in completed.stderr + completed.stdout
 
-    def test_full_disk_under_stderr_does_not_end_the_work(self, tmp_path: Path, flags: list[object]) -> None:
+    def test_setup_completes_if_stderr_is_a_file_on_a_full_disk(self, tmp_path: Path, flags: list[object]) -> None:
         environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
         argv = [sys.executable, "-m", "provision", "setup", "--verbose", *map(str, flags)]
         with open("/dev/full", "wb") as full:  # noqa: PTH123 (a device)
@@ -101,7 +103,7 @@ class TestStreams:
         assert completed.returncode == 0
         assert b"ready" in completed.stdout
 
-    def test_full_disk_under_stdout_is_reported(self, flags: list[object]) -> None:
+    def test_plan_reports_no_space_left_if_stdout_is_a_file_on_a_full_disk(self, flags: list[object]) -> None:
         environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
         for form in ([], ["--json"]):
             argv = [sys.executable, "-m", "provision", "plan", *form, *map(str, flags)]
@@ -115,7 +117,7 @@ class TestStreams:
             assert b"Exception ignored" not in completed.stderr
 
 
-def test_no_object_is_printed_after_the_reader_has_closed(tmp_path: Path) -> None:
+def test_error_of_a_command_whose_stdout_pipe_is_closed_is_reported_on_stderr_only(tmp_path: Path) -> None:
     (tmp_path / "host.toml").write_text("nonsense = 1\n")
     reader, writer = os.pipe()
     os.close(reader)
@@ -140,8 +142,10 @@ def run_bytes(*words: object, env: dict[str, str]) -> tuple[int, bytes, bytes]:
 
 
 @pytest.mark.parametrize("closed", ["the terminal", "the readers of both streams"])
-def test_work_continues_after_the_terminal_has_closed(tmp_path: Path, flags: list[object], closed: str) -> None:
-    """Ignore SIGHUP as nohup does: every write to the closed terminal fails, and the run still succeeds."""
+def test_setup_completes_after_its_terminal_or_the_reader_of_its_output_has_closed(
+    tmp_path: Path, flags: list[object], closed: str
+) -> None:
+    """Ignore SIGHUP as nohup does: every write to the closed terminal or pipe fails, and setup still succeeds."""
     reader, writer = os.openpty() if closed == "the terminal" else os.pipe()
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     stdout: Any = writer if closed == "the terminal" else subprocess.DEVNULL
