@@ -1,4 +1,4 @@
-"""Counts the files that a run opens: each file of the host definition once, and no file that it does not need."""
+"""Tests that a command opens each file of the host definition at most once, and only files that the command needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.provision.conda_channel import Served
     from tests.provision.fake_hub import FakeHub
 
-# Runs the command of its arguments; the last line of stderr lists every file that this process opened to read.
+# Runs `provision` with its own arguments; the last line of stderr lists every file that the process opened to read.
 COUNTING = """
 import json, sys
 opened = []
@@ -38,7 +38,7 @@ LOCKS = {"envs/diffusers/cpu.lock", "envs/diffusers/conda-lock.yml", PROBE_FILES
 
 
 class Run(NamedTuple):
-    """Hold the exit code of a command, and {file of the host definition: the number of times that it was opened}."""
+    """Hold the exit code of a command, and {file of the host definition: how often the command opened the file}."""
 
     code: int
     reads: dict[str, int]
@@ -71,9 +71,11 @@ def run(tmp_path: Path, *words: str) -> Run:
     )
 
 
-def test_setup_reads_each_file_once(tmp_path: Path, flags: list[str]) -> None:
-    """It selects mirrors, builds the environment from both locks, pulls the model, and checks all of it again."""
-    # This machine names its own package servers, so that no mirror is probed and no probe file is read.
+def test_plan_setup_status_and_verify_open_each_file_of_the_host_definition_once(
+    tmp_path: Path, flags: list[str]
+) -> None:
+    """Run setup, which selects mirrors, builds the environment from two locks, pulls a model, and checks all again."""
+    # The test's settings name package servers, so that no mirror is probed and no probe file is read.
     unprobed = dict.fromkeys((OWN | TORCH | LISTS | LOCKS) - {PROBE_FILES}, 1)
     assert run(tmp_path, "plan", "--verbose", *flags) == (3, unprobed)
     assert run(tmp_path, "setup", "--quiet", *flags) == (0, unprobed)
@@ -82,7 +84,9 @@ def test_setup_reads_each_file_once(tmp_path: Path, flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", ["mirrors use auto", "mirrors probe", "mirrors probe --tool torch", "env create"])
-def test_command_of_one_subject_reads_each_file_once(tmp_path: Path, flags: list[str], words: str) -> None:
+def test_mirrors_and_env_commands_open_each_file_of_the_host_definition_once(
+    tmp_path: Path, flags: list[str], words: str
+) -> None:
     found = run(tmp_path, *words.split(), *flags)
     assert (found.code, set(found.reads.values())) == (0, {1})
     assert found.reads.keys() >= OWN | TORCH | {"envs/diffusers/cpu.lock"}
@@ -101,7 +105,7 @@ def test_command_of_one_subject_reads_each_file_once(tmp_path: Path, flags: list
         ("undo --list", {"host.toml"}),
     ],
 )
-def test_command_reads_no_file_that_it_does_not_need(
+def test_command_opens_only_the_files_of_the_host_definition_that_the_command_needs(
     tmp_path: Path, flags: list[str], words: str, needed: set[str]
 ) -> None:
     takes_envs = words in {"status", "models list", "mirrors list", "doctor"}
@@ -109,5 +113,5 @@ def test_command_reads_no_file_that_it_does_not_need(
         (tmp_path / path).write_text("[broken")
     result = run(tmp_path, *words.split(), *(flags if takes_envs else [*flags[:2], *flags[4:]]))
     assert result.reads == dict.fromkeys(needed, 1)
-    # No volume is set up here, so its runs cannot be listed.
+    # No volume is set up, so `undo --list` is blocked.
     assert result.code in ({4} if words == "undo --list" else {0, 3})

@@ -1,4 +1,4 @@
-"""Compares the journals that the real steps and their undo write, and the undo of old journals, with golden files."""
+"""Compares with golden files: the journals that real steps and their undo write, and the undo of old journals."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 JOURNALS = Path(__file__).resolve().parents[2] / "data" / "journals"
 OWNER = Owner("gpu-1", "/home/user")
 ODD = b"odd \xff\n"
-SHARED = {"journal", "root", "progress", "moves"}  # attributes of steps that are the same in each, or other steps
+SHARED = {"journal", "root", "progress", "moves"}  # attributes that are not compared: the same in each step, or steps
 # {name of a run: its golden file}.
 RUNS = {"20260301T070000Z-99": "schema-1", "20261201T080000Z-4242": "setup", "20261201T090000Z-4243": "undo"}
 
 
 @pytest.fixture
 def journals(tmp_path: Path) -> Root:
-    """Provide a marked volume with the golden journals."""
+    """Return a root with a marker and the golden journals."""
     root = Root(tmp_path / "root")
     root.journal.mkdir(parents=True)
     root.marker.write_text('{"schema": 1, "id": "0"}')
@@ -62,7 +62,7 @@ def normalized(lines: bytes, **places: Path) -> str:
     return re.sub(r"[0-9]{8}T[0-9]{6}Z-[0-9]+(-[0-9])?", "RUN", text)
 
 
-def test_steps_and_their_undo_write_the_golden_lines(
+def test_journals_of_real_steps_and_of_their_undo_equal_the_golden_files(
     home: Path, tmp_path: Path, other_disk: Path, envs: Path, hub: FakeHub
 ) -> None:
     root = Root(tmp_path / "root")
@@ -118,7 +118,7 @@ def test_steps_and_their_undo_write_the_golden_lines(
     assert normalized(removal.path.read_bytes(), **places_of) == line
 
 
-def test_list_of_runs_equals_the_golden_list(journals: Root) -> None:
+def test_undo_list_of_the_golden_journals_equals_the_golden_output(journals: Root) -> None:
     listed = provision("undo", "--list", "--json", "--root", journals.path)
     assert listed.returncode == 0, listed.stderr
     assert listed.stdout == (JOURNALS / "list.json").read_text("ascii")
@@ -127,7 +127,7 @@ def test_list_of_runs_equals_the_golden_list(journals: Root) -> None:
 
 
 def read_steps(run: undo.JournaledRun, root: Root) -> list[dict[str, object]]:
-    """Return the attributes of each step of an undo as JSON types, with /present for the present path of the root."""
+    """Return the attributes of each step of an undo as JSON types; /present replaces the current path of the root."""
     rows: list[dict[str, object]] = []
     for step in undo.steps(run, root, Path(str(run.header.home)), Journal(root.journal, "undo")):
         values = {name: value for name, value in vars(step).items() if name not in SHARED}
@@ -145,7 +145,7 @@ def present(value: object, root: Root) -> str:
     return str(value).replace(str(root.path), "/present")
 
 
-def test_steps_of_an_undo_equal_the_golden_steps(journals: Root) -> None:
+def test_undo_steps_of_a_golden_journal_equal_the_golden_steps(journals: Root) -> None:
     run = undo.choose(journals, "20261201T080000Z-4242", OWNER)
     assert run.undone
     result = {"steps": read_steps(run, journals), "kept": undo.kept_changes(run)}
@@ -166,7 +166,7 @@ def test_undo_rejects_a_run_of_schema_1_whose_acts_lack_a_needed_field(journals:
     assert len(list(journals.journal.iterdir())) == len(RUNS), "no run is recorded as undone"
 
 
-def test_unchanged_acts_of_schema_1_are_read(journals: Root) -> None:
+def test_acts_of_a_schema_1_journal_that_have_not_changed_since_are_read(journals: Root) -> None:
     run = undo.choose(journals, "20260301T070000Z-99", OWNER)
     assert len(run.acts) == 11
     assert undo.kept_changes(run) == [
@@ -177,7 +177,7 @@ def test_unchanged_acts_of_schema_1_are_read(journals: Root) -> None:
     ]
 
 
-def test_damaged_lines_are_skipped_and_unknown_acts_are_counted(journals: Root) -> None:
+def test_damaged_journal_lines_and_unknown_acts_add_no_steps_to_an_undo(journals: Root) -> None:
     run = undo.choose(journals, "20261201T080000Z-4242", OWNER)
     steps, count = read_steps(run, journals), len(run.acts)
     path = journals.journal / f"{run.name}.jsonl"
@@ -207,8 +207,8 @@ def test_run_with_only_an_unknown_act_has_no_steps_to_undo(journals: Root) -> No
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])
-def test_journal_with_a_damaged_first_line_is_listed(journals: Root, kept: int) -> None:
-    """Read the first act as the header, so that the run has no command, no host and no start."""
+def test_journal_with_a_damaged_header_is_listed_without_command_host_and_home(journals: Root, kept: int) -> None:
+    """Damage the first line. The next line is then read as the header, so the run has no command, host or start."""
     path = journals.journal / "20261201T080000Z-4242.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([b'{"schema": 2, "ru\n', *lines[1 : kept + 1]]))

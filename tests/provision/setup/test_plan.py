@@ -1,4 +1,4 @@
-"""Tests the list of setup steps: their order, their callbacks, and the steps that a host does not need."""
+"""Tests the list of setup steps: their order, where their messages go, and which steps host.toml turns off."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def host_plan(root: Path, home: Path, **host: Any) -> HostPlan:
     return HostPlan(HostDefinition(spec, CHECKOUT / "envs"), chosen, home, False, False, spec.mirror)
 
 
-def test_steps_are_in_order(tmp_path: Path, home: Path) -> None:
+def test_setup_steps_of_a_host_with_default_settings_are_in_the_fixed_order(tmp_path: Path, home: Path) -> None:
     host = host_plan(tmp_path, home)
     steps = plan.steps(host, Journal(tmp_path), no_progress)
     assert [step.name for step in steps] == [
@@ -54,7 +54,9 @@ def test_steps_are_in_order(tmp_path: Path, home: Path) -> None:
     assert all(step.describe() for step in steps)
 
 
-def test_model_step_emits_to_the_screen_and_has_all_pinned_revisions(tmp_path: Path, home: Path) -> None:
+def test_model_steps_print_their_messages_on_the_screen_and_have_all_pinned_revisions(
+    tmp_path: Path, home: Path
+) -> None:
     screen = Screen(json_output=False, quiet=False, color=False)
     steps = plan.steps(host_plan(tmp_path, home), Journal(tmp_path), no_progress, screen.emit)
     models = [step for step in steps if isinstance(step, ModelStep)]
@@ -62,7 +64,7 @@ def test_model_step_emits_to_the_screen_and_has_all_pinned_revisions(tmp_path: P
     assert all(model.pull.spec.revision in model.pull.pinned for model in models)
 
 
-def test_screen_emits_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_message_on_the_screen_goes_to_stderr_unless_the_screen_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
         Screen(json_output=False, quiet=quiet, color=False).emit("waiting 300 s")
     assert tuple(capsys.readouterr()) == ("", "  waiting 300 s\n")
@@ -74,7 +76,7 @@ def test_steps_that_host_toml_turns_off_are_not_planned(tmp_path: Path, home: Pa
     assert [step.name for step in steps] == ["volume", "environment diffusers", "smoke"]
 
 
-def test_root_inside_a_relocated_folder_is_rejected(home: Path) -> None:
+def test_plan_with_a_root_inside_a_relocated_folder_is_rejected(home: Path) -> None:
     """Reject a folder that would move into itself."""
     root = home / ".cache/huggingface/hub/firstlight"
     host = host_plan(root, home)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of its own at the root."""
+    """Mount a tmpfs at the path of the root, and yield the path."""
     folder = tmp_path / "root"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=False, capture_output=True)
@@ -41,7 +41,7 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 
 
 def on_host(name: str, *words: object, answer: bytes | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `provision` in a UTS namespace with this host name; `answer` is typed at a terminal."""
+    """Run `provision` in a UTS namespace with this host name; with `answer`, stdin is a terminal with this input."""
     script = 'hostname "$1" && shift && exec "$@"'
     argv = ["unshare", "--uts", "sh", "-c", script, "sh", name, sys.executable, "-m", "provision", *map(str, words)]
     environ = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
@@ -72,7 +72,7 @@ def outcome(done: subprocess.CompletedProcess[str], step: str) -> str:
     return next(str(row["after"]) for row in json.loads(done.stdout)["outcomes"] if row["step"] == step)
 
 
-def test_another_host_leaves_its_own_folders_and_links_as_they_are(
+def test_setup_on_a_second_host_of_the_volume_keeps_that_hosts_folders_and_links(
     tmp_path: Path, home: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, first_home, nvme = Root(tmp_path / "root"), tmp_path / "home of a", tmp_path / "nvme"
@@ -111,7 +111,7 @@ def test_another_host_leaves_its_own_folders_and_links_as_they_are(
         assert (root.links.read_bytes(), root.relink.read_bytes()) == both
 
 
-def test_another_home_with_the_same_host_name_and_path_keeps_its_folder(
+def test_setup_in_a_second_home_with_the_same_host_name_and_path_keeps_that_homes_folder(
     tmp_path: Path, home: Path, flags: list[object]
 ) -> None:
     work = Root(tmp_path / "root").path / "relocated/work"
@@ -131,7 +131,9 @@ def test_another_home_with_the_same_host_name_and_path_keeps_its_folder(
     assert sorted(path.read_text() for path in work.iterdir()) == ["a's", "b's"], "the command merges, if it is named"
 
 
-def test_renamed_host_gets_its_links_back_by_adoption(tmp_path: Path, home: Path, flags: list[object]) -> None:
+def test_host_with_a_new_name_gets_its_links_back_by_the_flag_adopt_or_a_prompt(
+    tmp_path: Path, home: Path, flags: list[object]
+) -> None:
     root = Root(tmp_path / "root")
     (home / "work").mkdir()
     (home / "work/train.py").write_text("of years")
@@ -163,7 +165,7 @@ def test_renamed_host_gets_its_links_back_by_adoption(tmp_path: Path, home: Path
 
 
 @pytest.mark.parametrize("record", ["kept", "missing", "damaged"])
-def test_absent_volume_is_recognized_by_a_folder_of_the_user(
+def test_commands_are_blocked_if_the_volume_to_which_a_folder_was_relocated_is_unmounted(
     volume: Path, home: Path, flags: list[object], record: str
 ) -> None:
     for name in ("kept", "other"):
@@ -185,7 +187,9 @@ def test_absent_volume_is_recognized_by_a_folder_of_the_user(
     assert (home / "other/file").read_text() == "other"
 
 
-def test_absent_volume_is_recognized_without_any_link(volume: Path, home: Path, flags: list[object]) -> None:
+def test_setup_is_blocked_if_the_volume_that_only_the_homes_record_names_is_unmounted(
+    volume: Path, home: Path, flags: list[object]
+) -> None:
     assert provision("setup", *flags).returncode == 0
     subprocess.run(["umount", volume], check=True)
     done = provision("setup", *flags)
@@ -196,7 +200,9 @@ def test_absent_volume_is_recognized_without_any_link(volume: Path, home: Path, 
     assert provision("plan", *flags).returncode == 3, "the command in the message is the way out"
 
 
-def test_record_in_the_home_follows_undo(volume: Path, home: Path, flags: list[object]) -> None:
+def test_undo_of_a_relocation_removes_the_volume_from_the_record_in_the_home(
+    volume: Path, home: Path, flags: list[object]
+) -> None:
     before = sorted(home.rglob("*"))
     (home / "kept").mkdir()
     assert provision("relocate", home / "kept", *flags).returncode == 0
@@ -209,7 +215,9 @@ def test_record_in_the_home_follows_undo(volume: Path, home: Path, flags: list[o
     assert sorted(home.rglob("*")) == before
 
 
-def test_link_into_a_fresh_volume_is_no_sign_of_an_absent_one(volume: Path, home: Path, flags: list[object]) -> None:
+def test_users_link_into_a_new_volume_does_not_block_setup_and_is_restored_after_a_wipe(
+    volume: Path, home: Path, flags: list[object]
+) -> None:
     (volume / "pip").mkdir()
     (home / ".cache").mkdir()
     (home / ".cache/pip").symlink_to(volume / "pip")
@@ -222,7 +230,7 @@ def test_link_into_a_fresh_volume_is_no_sign_of_an_absent_one(volume: Path, home
 
 
 @pytest.mark.parametrize("listed", ["", 'relocate = ["huggingface", "pip"]\n'])
-def test_link_of_the_user_to_the_volume_is_recorded_and_comes_back(
+def test_users_cache_links_to_the_volume_are_kept_by_setup_and_restored_after_a_wipe(
     tmp_path: Path, home: Path, flags: list[object], listed: str
 ) -> None:
     (tmp_path / "host.toml").write_text(f"models = []\n{listed}")
@@ -238,7 +246,7 @@ def test_link_of_the_user_to_the_volume_is_recorded_and_comes_back(
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
         assert provision("status", *flags).returncode == 0
-        assert {path: path.readlink() for path in mine} == mine, "the link is never bent"
+        assert {path: path.readlink() for path in mine} == mine, "setup never changes the links"
         wipe(home)
         repaired = provision("repair", *flags)
         assert repaired.returncode == 0, repaired.stdout + repaired.stderr
@@ -250,7 +258,7 @@ def test_link_of_the_user_to_the_volume_is_recorded_and_comes_back(
     assert {path: path.readlink() for path in mine} == mine
 
 
-def test_hub_link_of_the_user_to_another_folder_of_the_volume_stays(
+def test_users_hub_link_to_another_folder_of_the_volume_is_kept_and_restored_after_a_wipe(
     tmp_path: Path, home: Path, flags: list[object], hub: FakeHub
 ) -> None:
     (tmp_path / "host.toml").write_text('models = []\nrelocate = ["huggingface"]\n')
@@ -267,7 +275,9 @@ def test_hub_link_of_the_user_to_another_folder_of_the_volume_stays(
     assert link.readlink() == models
 
 
-def test_cache_linked_to_a_place_that_does_not_exist_is_named(tmp_path: Path, home: Path, flags: list[object]) -> None:
+def test_setup_is_blocked_by_a_cache_link_to_a_place_that_does_not_exist(
+    tmp_path: Path, home: Path, flags: list[object]
+) -> None:
     (tmp_path / "host.toml").write_text("models = []\n")
     (home / ".cache").mkdir()
     (home / ".cache/huggingface").symlink_to("/not mounted/hf")
@@ -286,7 +296,7 @@ def test_relocation_of_a_missing_folder_is_rejected(tmp_path: Path, home: Path, 
     assert list(home.iterdir()) == []
 
 
-def test_record_of_an_older_version_does_not_touch_folders_of_this_home(
+def test_repair_with_a_link_record_of_an_older_version_keeps_the_folders_of_the_home(
     tmp_path: Path, home: Path, flags: list[object]
 ) -> None:
     root = Root(tmp_path / "root")

@@ -29,7 +29,7 @@ def host(tmp_path: Path, envs: Path) -> list[object]:
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
 
 
-def test_undo_restores_files_modes_links_and_folders(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_undo_of_setup_restores_files_modes_links_and_folders(tmp_path: Path, home: Path, host: list[object]) -> None:
     (home / "work dir").mkdir()
     tree_before = random_trees.small(home / "work dir")
     (home / ".bashrc").write_bytes(b"alias x=y")
@@ -67,7 +67,9 @@ def test_undo_restores_files_modes_links_and_folders(tmp_path: Path, home: Path,
     assert "nothing is left to undo" in nothing.stderr
 
 
-def test_undo_is_blocked_by_a_later_change(home: Path, host: list[object]) -> None:
+def test_undo_is_blocked_by_a_later_change_of_a_file_or_link_and_restores_nothing(
+    home: Path, host: list[object]
+) -> None:
     (home / ".bashrc").write_text("alias x=y\n")
     assert provision("setup", *host).returncode == 0
     with (home / ".bashrc").open("a") as file:
@@ -86,7 +88,7 @@ def test_undo_is_blocked_by_a_later_change(home: Path, host: list[object]) -> No
     assert provision("undo", *host[:2]).returncode == 0
 
 
-def test_only_gc_of_the_same_owner_deletes_a_backup(
+def test_gc_deletes_the_backups_of_its_own_host_and_keeps_those_of_another_host(
     tmp_path: Path, home: Path, host: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / ".bashrc").write_text("alias x=y\n")
@@ -122,7 +124,9 @@ def test_runs_are_undone_newest_first(home: Path, tmp_path: Path, host: list[obj
     assert (home / "one/file").read_text() == "one"
 
 
-def test_relocate_takes_the_name_of_a_cache_or_a_folder_with_a_target(home: Path, tmp_path: Path, envs: Path) -> None:
+def test_relocate_accepts_the_name_of_a_cache_or_a_folder_with_the_flag_to(
+    home: Path, tmp_path: Path, envs: Path
+) -> None:
     (tmp_path / "plain.toml").write_text("models = []\n")
     flags = ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "plain.toml"]
     (home / ".cache/pip").mkdir(parents=True)
@@ -148,7 +152,9 @@ def test_relocate_takes_the_name_of_a_cache_or_a_folder_with_a_target(home: Path
     )
 
 
-def test_second_run_is_blocked_and_names_the_first(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_setup_while_another_run_holds_the_lock_is_blocked_and_names_its_process(
+    tmp_path: Path, home: Path, host: list[object]
+) -> None:
     root = Root(tmp_path / "root")
     with holding(root, "make setup"):
         completed = provision("setup", *host)
@@ -159,7 +165,7 @@ def test_second_run_is_blocked_and_names_the_first(tmp_path: Path, home: Path, h
     assert provision("setup", *host).returncode == 0
 
 
-def test_killed_run_does_not_hold_the_lock(tmp_path: Path, home: Path, host: list[object]) -> None:
+def test_setup_takes_over_the_lock_of_a_killed_run(tmp_path: Path, home: Path, host: list[object]) -> None:
     code = (
         "import os, signal; from pathlib import Path; from provision.volume.run_lock import holding; "
         f"from provision.core.layout import Root\nwith holding(Root(Path({str(tmp_path / 'root')!r})), ''): "
@@ -174,7 +180,7 @@ def test_killed_run_does_not_hold_the_lock(tmp_path: Path, home: Path, host: lis
     assert not list((tmp_path / "root/.firstlight").glob("lock.lease-*"))
 
 
-def test_truncated_journal_is_read(tmp_path: Path) -> None:
+def test_journal_with_a_truncated_last_line_is_read_up_to_that_line(tmp_path: Path) -> None:
     root = Root(tmp_path)
     journal = Journal(root.journal, "setup")
     journal.record(FolderCreation(tmp_path / "a\udcff"))
@@ -185,7 +191,7 @@ def test_truncated_journal_is_read(tmp_path: Path) -> None:
     assert run.acts == (FolderCreation(tmp_path / "a\udcff"),)
 
 
-def test_undo_of_a_merge_deletes_nothing_that_the_home_does_not_hold(
+def test_undo_of_a_merge_keeps_a_file_on_the_volume_that_the_home_lacks(
     home: Path, tmp_path: Path, host: list[object]
 ) -> None:
     """Replace the link of a merged folder by an empty folder, which is not the folder before the merge."""
@@ -213,8 +219,8 @@ def test_undo_of_a_merge_deletes_nothing_that_the_home_does_not_hold(
 
 
 @pytest.mark.parametrize("left", [b"", bytes(300), b'{"schema": 2, "started": "20990101T000000Z"'])
-def test_journal_without_an_act_is_not_what_undo_takes(tmp_path: Path, left: bytes) -> None:
-    """A power loss may leave a journal without its content: the run before it is the newest."""
+def test_undo_skips_a_newer_journal_without_an_act(tmp_path: Path, left: bytes) -> None:
+    """Leave a journal without its content, as after a power loss, beside the journal of an earlier run."""
     root = Root(tmp_path)
     Journal(root.journal, "setup").record(FolderCreation(tmp_path / "a"))
     (real,) = undo.runs(root)
@@ -222,8 +228,8 @@ def test_journal_without_an_act_is_not_what_undo_takes(tmp_path: Path, left: byt
     assert undo.choose(root, None, current(Path.home())) == real
 
 
-def test_runs_of_one_second_are_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
-    """Use a pid with one more digit, which sorts first as text."""
+def test_runs_started_in_the_same_second_are_listed_in_the_order_of_their_first_acts(tmp_path: Path) -> None:
+    """Use process ids of four and five digits, which would be in the wrong order if sorted as text."""
     root = Root(tmp_path)
     root.journal.mkdir(parents=True)
     for number, at in (("9999", 100.1), ("10000", 100.2), ("10000-2", 100.3)):

@@ -1,4 +1,4 @@
-"""Tests that undo looks at everything before its first change, and that --dry-run gives the same verdict."""
+"""Tests that undo checks every step before its first change, and that --dry-run reports the same as undo."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def flags(tmp_path: Path, volume: Path) -> list[object]:
 
 @pytest.fixture
 def folders(home: Path, flags: list[object], envs: Path) -> tuple[Path, Path]:
-    """Let one setup relocate two folders of the home and make the link of a cache."""
+    """Relocate two folders of the home and pip's cache by one setup, and return the two folders."""
     return relocated(home, flags, envs)
 
 
@@ -44,13 +44,13 @@ def relocated(home: Path, flags: list[object], envs: Path) -> tuple[Path, Path]:
 
 
 def state(*tops: Path) -> dict[str, object]:
-    """Return the paths, modes and link targets of folders, without the lock of a run."""
+    """Return {path: (mode, link target or None)} of all entries of folders, without the files of the run lock."""
     paths = [path for top in tops for path in sorted(top.rglob("*")) if path.name not in {"lock", "holder.json"}]
     return {str(path): (path.lstat().st_mode, path.readlink() if path.is_symlink() else None) for path in paths}
 
 
-def is_refused(flags: list[object], home: Path, text: str) -> None:
-    """Assert that undo and its dry run are refused with the same text, and that neither changes anything."""
+def assert_undo_is_blocked(flags: list[object], home: Path, text: str) -> None:
+    """Assert that undo with and without --dry-run is blocked with the same text, and that no entry changes."""
     volume = Path(str(flags[1]))
     before = state(home, volume)
     outputs = []
@@ -64,7 +64,7 @@ def is_refused(flags: list[object], home: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize("use", ["open file", "working folder"])
-def test_undo_changes_nothing_while_a_process_uses_one_of_the_folders(
+def test_undo_changes_nothing_while_a_process_uses_one_of_the_moved_folders(
     home: Path, flags: list[object], folders: tuple[Path, Path], use: str
 ) -> None:
     first, _ = folders
@@ -81,7 +81,7 @@ def test_undo_changes_nothing_while_a_process_uses_one_of_the_folders(
             stream.close()
         assert child.stdout is not None
         child.stdout.readline()
-        is_refused(flags, home, f"pid {child.pid} ")
+        assert_undo_is_blocked(flags, home, f"pid {child.pid} ")
         child.communicate()
     assert provision("undo", *flags).returncode == 0
     assert [path.is_symlink() for path in folders] == [False, False]
@@ -96,25 +96,25 @@ def small_home(small_disk: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
 
 
-def test_undo_changes_nothing_if_both_folders_together_do_not_fit(
+def test_undo_changes_nothing_if_the_home_has_too_little_space_for_both_folders(
     small_home: Path, flags: list[object], envs: Path
 ) -> None:
-    """Fill each folder with 5 MB, of which the home's 8 MB can hold one."""
+    """Fill each of two folders with 5 MB; the file system of the home has 8 MB."""
     folders = relocated(small_home, flags, envs)
     for folder in folders:
         (folder / "large").write_bytes(os.urandom(5_000_000))
-    is_refused(flags, small_home, "Free some space, then run again.")
+    assert_undo_is_blocked(flags, small_home, "Free some space, then run again.")
     (folders[0] / "large").unlink()
     undone = provision("undo", *flags, env={"HOME": str(small_home)})
     assert undone.returncode == 0, undone.stdout + undone.stderr
     assert (folders[1] / "large").stat().st_size == 5_000_000
 
 
-def test_undo_changes_nothing_if_the_home_lacks_inodes(small_home: Path, flags: list[object], envs: Path) -> None:
+def test_undo_changes_nothing_if_the_home_has_too_few_inodes(small_home: Path, flags: list[object], envs: Path) -> None:
     first, _ = relocated(small_home, flags, envs)
     for number in range(80):
         (first / str(number)).touch()
-    is_refused(flags, small_home, "inodes are free")
+    assert_undo_is_blocked(flags, small_home, "inodes are free")
 
 
 def test_undo_changes_nothing_in_a_read_only_home(
@@ -122,23 +122,23 @@ def test_undo_changes_nothing_in_a_read_only_home(
 ) -> None:
     relocated(small_home, flags, envs)
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    is_refused(flags, small_home, "is not writable")
+    assert_undo_is_blocked(flags, small_home, "is not writable")
 
 
-def test_undo_changes_nothing_if_one_of_two_links_was_replaced(
+def test_undo_changes_nothing_if_one_of_its_links_was_replaced(
     home: Path, flags: list[object], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     first, _ = folders
     first.unlink()
     first.symlink_to(tmp_path)
-    is_refused(flags, home, f"{first} is a link to {tmp_path} now")
+    assert_undo_is_blocked(flags, home, f"{first} is a link to {tmp_path} now")
     first.unlink()
     first.mkdir()
     (first / "own").write_text("made after the wipe of the link")
-    is_refused(flags, home, f"{first} is a real folder now")
+    assert_undo_is_blocked(flags, home, f"{first} is a real folder now")
 
 
-def test_link_is_back_after_a_move_that_fails(
+def test_undo_restores_the_link_of_a_folder_that_cannot_be_moved_back(
     home: Path, flags: list[object], folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: FolderMove, pairs: Sequence[MovePair]) -> None:
@@ -158,10 +158,10 @@ def test_link_is_back_after_a_move_that_fails(
     assert [path.is_symlink() for path in folders] == [False, False]
 
 
-def test_program_that_opens_a_file_in_between_stops_the_undo_and_the_next_one_completes_it(
+def test_undo_stopped_by_a_program_that_opens_a_file_is_completed_by_the_next_undo(
     home: Path, flags: list[object], folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Start a process with an open file in one folder after the other folder is back."""
+    """Start a process with an open file in one folder, after undo has moved the other folder back."""
     run, children = FolderMove.run, []
 
     def run_and_open(self: FolderMove, pairs: Sequence[MovePair]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Hosts:
-    """Run commands as several hosts with a home each, on one volume."""
+    """Runs commands on one volume as several hosts, each with its own home."""
 
     base: Path
     volume: Path
@@ -44,7 +44,7 @@ class Hosts:
         return folder
 
     def run(self, name: str, *words: object, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a command of `provision` on the host of this name."""
+        """Run `provision` with this host name and, unless `home` is given, with that host's home."""
         flags = ["--root", self.volume, "--host", self.base / "host.toml"]
         flags += ["--envs", self.envs] if words[0] != "undo" else []
         self.patch.setattr(platform, "node", lambda: name)
@@ -56,7 +56,7 @@ class Hosts:
         return completed
 
     def relocated(self, name: str, folder: str, content: str, to: str) -> Path:
-        """Make a folder with one file in the home of a host, and relocate it."""
+        """Make a folder with one file in the home of a host, relocate the folder, and return its path in the home."""
         path = self.home(name) / folder
         path.mkdir()
         (path / f"of {name}").write_text(content)
@@ -75,7 +75,7 @@ def hosts(tmp_path: Path, envs: Path, volume: Path, monkeypatch: pytest.MonkeyPa
 
 
 def everything(*folders: Path) -> dict[str, object]:
-    """Return the paths, modes and contents of folders, without the lock of a run."""
+    """Return {path: (mode, content or link target)} of all entries of folders, without the file of the run lock."""
     entries: dict[str, object] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -85,7 +85,7 @@ def everything(*folders: Path) -> dict[str, object]:
     return {path: entry for path, entry in entries.items() if not path.endswith("/.firstlight/lock")}
 
 
-def test_undo_takes_the_newest_run_of_its_own_host_and_home(hosts: Hosts) -> None:
+def test_undo_takes_back_the_newest_run_of_the_same_host_and_home_only(hosts: Hosts) -> None:
     of_a = hosts.relocated("a", "work", "by a", "work")
     of_b = hosts.relocated("b", "other", "by b", "other")
     of_b_target = of_b.readlink()
@@ -105,7 +105,7 @@ def test_undo_takes_the_newest_run_of_its_own_host_and_home(hosts: Hosts) -> Non
     assert everything(hosts.home("a"), hosts.home("b"), hosts.volume) == before
 
 
-def test_list_shows_host_and_home_of_each_run(hosts: Hosts) -> None:
+def test_undo_list_shows_the_host_and_home_of_each_run(hosts: Hosts) -> None:
     hosts.relocated("a", "work", "by a", "work")
     hosts.relocated("b", "work", "by b", "work of b")
     assert [(run["host"], run["home"]) for run in hosts.runs()] == [
@@ -118,7 +118,9 @@ def test_list_shows_host_and_home_of_each_run(hosts: Hosts) -> None:
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 @pytest.mark.parametrize("form", [[], ["--json"]])
-def test_run_of_another_host_is_refused_without_yes(hosts: Hosts, dry: list[str], form: list[str]) -> None:
+def test_undo_of_another_hosts_run_is_refused_without_the_flag_yes(
+    hosts: Hosts, dry: list[str], form: list[str]
+) -> None:
     of_b = hosts.relocated("b", "proj", "by b", "proj")
     name = hosts.runs()[0]["run"]
     before = everything(hosts.home("a"), hosts.home("b"), hosts.volume)
@@ -131,7 +133,7 @@ def test_run_of_another_host_is_refused_without_yes(hosts: Hosts, dry: list[str]
     assert everything(hosts.home("a"), hosts.home("b"), hosts.volume) == before
 
 
-def test_confirmed_run_of_another_host_goes_to_this_home(hosts: Hosts) -> None:
+def test_undo_of_another_hosts_run_with_yes_moves_its_folder_to_the_current_home(hosts: Hosts) -> None:
     hosts.relocated("b", "proj", "by b", "proj")
     name = hosts.runs()[0]["run"]
     assert hosts.run("a", "undo", name, "--yes", "--dry-run").returncode == 3
@@ -141,7 +143,7 @@ def test_confirmed_run_of_another_host_goes_to_this_home(hosts: Hosts) -> None:
     assert not (hosts.volume / "proj").exists()
 
 
-def test_confirmed_run_of_another_host_is_not_mixed_with_a_folder_of_this_home(hosts: Hosts) -> None:
+def test_undo_of_another_hosts_run_with_yes_is_blocked_by_a_folder_of_the_same_name(hosts: Hosts) -> None:
     hosts.relocated("b", "proj", "by b", "proj")
     own = hosts.home("a") / "proj"
     own.mkdir()
@@ -155,7 +157,7 @@ def test_confirmed_run_of_another_host_is_not_mixed_with_a_folder_of_this_home(h
 
 
 def share(hosts: Hosts) -> tuple[Path, Path]:
-    """Let host a move its cache to the volume, and host b use and extend it; return the paths in both homes."""
+    """Let hosts a and b both relocate pip's cache, each with a file of its own; return the links in both homes."""
     cache = hosts.home("a") / ".cache"
     (cache / "pip").mkdir(parents=True)
     (cache / "pip/of a").write_text("by a")
@@ -165,7 +167,7 @@ def share(hosts: Hosts) -> tuple[Path, Path]:
     return cache / "pip", hosts.home("b") / ".cache/pip"
 
 
-def test_undo_leaves_on_the_volume_what_a_link_of_another_host_leads_to(hosts: Hosts) -> None:
+def test_undo_copies_a_folder_back_and_keeps_the_original_to_which_another_host_links(hosts: Hosts) -> None:
     of_a, of_b = share(hosts)
     dry = hosts.run("a", "undo", "--dry-run")
     assert dry.returncode == 3
@@ -183,7 +185,7 @@ def test_undo_leaves_on_the_volume_what_a_link_of_another_host_leads_to(hosts: H
     assert (hosts.volume / "cache/pip/of b").read_text() == "by b", "a run that moved nothing moves nothing back"
 
 
-def test_undo_of_a_merge_leaves_on_the_volume_what_another_host_uses(hosts: Hosts) -> None:
+def test_undo_of_a_merge_keeps_the_files_on_the_volume_to_which_another_host_links(hosts: Hosts) -> None:
     of_a = hosts.relocated("a", "work", "by a", "work")
     of_b = hosts.relocated("b", "work", "by b", "work")
     assert (of_a / "of b").read_text() == "by b"
@@ -194,7 +196,7 @@ def test_undo_of_a_merge_leaves_on_the_volume_what_another_host_uses(hosts: Host
     assert hosts.run("b", "undo").returncode == 2
 
 
-def test_empty_target_stays_while_a_link_of_another_host_leads_to_it(hosts: Hosts) -> None:
+def test_undo_keeps_an_empty_folder_on_the_volume_to_which_another_host_links(hosts: Hosts) -> None:
     hosts.good("a", "relocate", "pip")
     hosts.good("b", "relocate", "pip")
     hosts.good("a", "undo")
@@ -204,7 +206,9 @@ def test_empty_target_stays_while_a_link_of_another_host_leads_to_it(hosts: Host
     assert not of_b.is_symlink()
 
 
-def test_interrupted_copy_back_is_completed(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undo_interrupted_while_it_copies_a_folder_back_is_completed_by_the_next_undo(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Interrupt the undo between the removal of the link and the placement of the copy."""
     from provision.fs.open_dir import OpenDir
 
@@ -229,7 +233,7 @@ def test_interrupted_copy_back_is_completed(hosts: Hosts, monkeypatch: pytest.Mo
 
 @contextlib.contextmanager
 def mounted_elsewhere(hosts: Hosts) -> Iterator[Path]:
-    """Give the volume another path, as another mount point does."""
+    """Give the volume another path, as another mount point does, and yield that path."""
     earlier, moved = hosts.volume, hosts.volume.with_name("elsewhere")
     earlier.rename(moved)
     hosts.volume = moved
@@ -270,7 +274,7 @@ def test_older_journal_without_a_root_is_undone_at_another_mount_point(hosts: Ho
         assert (hosts.home("a") / "work/of a").read_text() == "by a"
 
 
-def test_unmounted_volume_is_named_and_no_run_is_taken(hosts: Hosts) -> None:
+def test_undo_on_an_unmounted_volume_is_blocked_and_undoes_no_run(hosts: Hosts) -> None:
     hosts.relocated("a", "work", "by a", "work")
     away = hosts.volume.with_name("away")
     hosts.volume.rename(away)
@@ -297,7 +301,7 @@ def test_unmounted_volume_is_named_and_no_run_is_taken(hosts: Hosts) -> None:
         ({"owners": []}, [None]),
     ],
 )
-def test_record_of_links_is_read_with_and_without_owners(
+def test_record_of_links_is_read_with_no_owner_one_owner_and_several_owners(
     tmp_path: Path, row: dict[str, object], owners: list[Owner | None]
 ) -> None:
     root = Root(tmp_path / "root")
@@ -312,8 +316,8 @@ def test_record_of_links_is_read_with_and_without_owners(
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a second host name needs root")
-def test_undo_on_a_real_second_host_name_leaves_the_first_alone(tmp_path: Path, envs: Path) -> None:
-    """Use a UTS namespace for each host, with the same path of the home, as two pods have."""
+def test_undo_under_one_real_host_name_keeps_the_folders_of_the_other_host(tmp_path: Path, envs: Path) -> None:
+    """Run each host in a UTS namespace of its own; both homes have the same path, as in two pods."""
     (tmp_path / "host.toml").write_text('models = []\nrelocate = ["pip"]\n')
     home = tmp_path / "home"
 
