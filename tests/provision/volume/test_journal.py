@@ -1,4 +1,4 @@
-"""The bytes of a journal: each kind of act, and a header with fixed values."""
+"""Tests the bytes of a journal: each kind of act, and a header with fixed values."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_journal_has_the_bytes_of_the_golden_file(name: str, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("name", list(GOLDEN))
-def test_golden_journal_is_read_into_the_written_records(name: str) -> None:
+def test_golden_journal_is_read_into_the_records_from_which_it_was_written(name: str) -> None:
     command, start, pid, records = GOLDEN[name]
     journal = read_journal(JOURNALS / f"{name}.jsonl")
     assert journal.header == JournalHeader(f"20261201T0{8 + pid - 4242}0000Z", command, "gpu-host", str(HOME / ODD))
@@ -134,7 +134,7 @@ def test_golden_journals_have_every_kind_of_record() -> None:
         assert len({frozenset(names) for names in keys}) == len(keys), f"two records of {name} have the same keys"
 
 
-def test_journal_of_schema_1_is_read() -> None:
+def test_journal_of_schema_1_is_read_with_its_unknown_and_incomplete_acts() -> None:
     journal = read_journal(JOURNALS / "schema-1.jsonl")
     assert journal.header == JournalHeader("20260301T070000Z", None, None, None)
     link = acts.IncompleteAct("link", "path")
@@ -168,7 +168,7 @@ def test_journal_of_schema_1_is_read() -> None:
         (b'{"at": 2.5, "act": "folder", "pa', None),
     ],
 )
-def test_irregular_line_is_an_unknown_act_an_incomplete_act_or_skipped(
+def test_irregular_journal_line_is_an_unknown_act_or_an_incomplete_act_or_skipped(
     tmp_path: Path, line: bytes, entry: JournalEntry | None
 ) -> None:
     path = tmp_path / "odd.jsonl"

@@ -1,4 +1,4 @@
-"""relink.sh in each installed shell, the login block, and the record of links."""
+"""Tests relink.sh in each installed shell, the login block, and the record of links."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_relink_makes_all_links_in_a_wiped_home(root: Root, home: Path, tmp_path
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.sets(random_trees.NAMES, min_size=1, max_size=5))
-def test_relink_makes_links_with_any_name(root: Root, home: Path, names: set[bytes]) -> None:
+def test_relink_makes_links_with_names_of_any_bytes(root: Root, home: Path, names: set[bytes]) -> None:
     shutil.rmtree(home)
     home.mkdir()
     expected = [Link(Path(os.fsdecode(os.fsencode(home) + b"/" + name)), root.cache / "x") for name in names]
@@ -84,7 +84,7 @@ def test_relink_makes_links_with_any_name(root: Root, home: Path, names: set[byt
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_relink_leaves_files_folders_and_links_of_the_user(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
+def test_relink_keeps_files_folders_and_links_of_the_user(root: Root, home: Path, tmp_path: Path, shell: str) -> None:
     expected = [Link(home / name, root.path / name) for name in ("link", "folder", "file", "empty", "good")]
     relink_files.write(root, home, expected)
     (home / "link").symlink_to(tmp_path)
@@ -94,7 +94,7 @@ def test_relink_leaves_files_folders_and_links_of_the_user(root: Root, home: Pat
     (home / "empty").mkdir()
     done = relink(root, home, shell=shell)
     assert done.returncode == 3
-    assert done.stdout.count(b"left alone") == 4  # one line for each of the three, and the summary
+    assert done.stdout.count(b"left alone") == 4  # one line for each of the three entries, and the summary
     assert (home / "link").readlink() == tmp_path
     assert (home / "folder/mine").read_text() == (home / "file").read_text() == "mine"
     assert (home / "empty").readlink() == root.path / "empty"
@@ -124,7 +124,7 @@ def test_relink_updates_links_of_a_volume_with_a_new_mount_point(
     assert (home / "x").readlink() == moved.path / "x"
 
 
-def test_relink_makes_a_missing_target_folder(root: Root, home: Path) -> None:
+def test_relink_makes_the_missing_target_folder_of_a_link(root: Root, home: Path) -> None:
     relink_files.write(root, home, [Link(home / "x", root.path / "x")])
     relink(root, home)
     (root.path / "x").rmdir()
@@ -184,14 +184,14 @@ def test_login_block_is_added_and_removed_without_another_changed_byte(
     assert file.stat().st_mode & 0o777 == mode
 
 
-def test_start_file_that_was_created_for_the_login_block_is_removed_again(root: Root, home: Path) -> None:
+def test_start_file_of_the_shell_that_setup_made_is_removed_with_the_login_block(root: Root, home: Path) -> None:
     login_step(root, home).apply()
     assert (home / ".bashrc").exists()
     login_step(root, home, wanted=False).apply()
     assert not (home / ".bashrc").exists()
 
 
-def test_start_file_that_is_a_link_stays_a_link(root: Root, home: Path, tmp_path: Path) -> None:
+def test_start_file_of_the_shell_that_is_a_link_stays_a_link(root: Root, home: Path, tmp_path: Path) -> None:
     dotfiles = tmp_path / "dotfiles"
     dotfiles.write_text("alias x=y\n")
     (home / ".bashrc").symlink_to(dotfiles)
@@ -200,7 +200,7 @@ def test_start_file_that_is_a_link_stays_a_link(root: Root, home: Path, tmp_path
     assert "relink.sh" in dotfiles.read_text()
 
 
-def test_lines_after_the_login_block_stay_when_it_is_rewritten_and_removed(
+def test_lines_after_the_login_block_stay_when_the_block_is_rewritten_and_removed(
     root: Root, home: Path, tmp_path: Path
 ) -> None:
     file = home / ".bashrc"

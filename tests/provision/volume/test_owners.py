@@ -44,7 +44,7 @@ def on_host(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def run_on(host: str, root: Root, home: Path, *flags: str, shell: str = "sh") -> subprocess.CompletedProcess[str]:
-    """Run relink.sh in a UTS namespace of its own, where this machine has another host name."""
+    """Run relink.sh in a new UTS namespace, whose host name is `host`."""
     words = {"busybox": "busybox sh", "zsh": "zsh --emulate sh"}.get(shell, shell)
     script = f'hostname "$1" && shift && exec {words} "$@"'
     argv: list[str | Path] = ["unshare", "--uts", "sh", "-c", script, "sh", host, root.relink, *flags]
@@ -64,7 +64,7 @@ def write_schema_1(root: Root, *rows: tuple[str, str], made_at: str | None = Non
     root.links.write_text(json.dumps(content))
 
 
-def test_each_host_has_its_own_links_and_leaves_the_others_byte_for_byte(
+def test_host_that_records_its_links_keeps_those_of_another_host_byte_for_byte(
     root: Root, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_host(monkeypatch, "a")
@@ -85,7 +85,7 @@ def test_each_host_has_its_own_links_and_leaves_the_others_byte_for_byte(
         assert (root.links.read_bytes(), root.relink.read_bytes()) == both, "hosts do not change the files in turns"
 
 
-def test_hosts_with_two_mount_points_do_not_change_the_record_in_turns(
+def test_two_hosts_with_different_mount_points_do_not_rewrite_each_others_links(
     root: Root, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = Root(tmp_path / "mounted elsewhere")
@@ -102,7 +102,7 @@ def test_hosts_with_two_mount_points_do_not_change_the_record_in_turns(
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_relink_makes_the_links_of_this_host_and_home_only(
+def test_relink_makes_the_links_of_the_current_host_and_home_only(
     root: Root, home: Path, other_home: Path, shell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for host, folder, name in (("a", home, "of a"), ("b", home, "of b"), ("a", other_home, "of another home")):
@@ -117,7 +117,7 @@ def test_relink_makes_the_links_of_this_host_and_home_only(
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_relink_on_a_host_without_links_names_the_owners_and_makes_nothing(
+def test_relink_on_a_host_without_recorded_links_names_the_owners_and_makes_no_link(
     root: Root, home: Path, shell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_host(monkeypatch, "a")
@@ -131,7 +131,7 @@ def test_relink_on_a_host_without_links_names_the_owners_and_makes_nothing(
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_relink_makes_links_of_an_unknown_owner_only_where_nothing_is(
+def test_relink_makes_links_of_an_unknown_owner_only_where_no_entry_exists(
     root: Root, home: Path, tmp_path: Path, shell: str
 ) -> None:
     write_schema_1(root, *((f"~/{name}", name) for name in ("empty", "file", "folder", "free", "link", "right")))
@@ -160,7 +160,7 @@ def test_relink_makes_links_of_an_unknown_owner_only_where_nothing_is(
     assert entries() == before
 
 
-def test_link_of_an_unknown_owner_becomes_the_link_of_the_home_that_has_it(
+def test_recorded_link_of_an_unknown_owner_becomes_that_of_the_home_that_has_the_link(
     root: Root, home: Path, other_home: Path
 ) -> None:
     write_schema_1(root, ("~/work", "work"), ("~/other", "other"), made_at="/earlier")
@@ -176,7 +176,7 @@ def test_link_of_an_unknown_owner_becomes_the_link_of_the_home_that_has_it(
     assert links.of_unknown_owner(root, other_home) == [], "an undone link does not come back from an old record"
 
 
-def test_adopted_links_and_records_belong_to_the_new_host(
+def test_links_that_are_adopted_belong_to_the_new_host_in_every_record(
     root: Root, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_host(monkeypatch, "pod-1")
@@ -207,7 +207,9 @@ def test_adopted_links_and_records_belong_to_the_new_host(
 
 
 @pytest.mark.parametrize("text", ["none", "none:/h", "", ":", "a", "a:/nowhere"])
-def test_adoption_of_an_unclear_owner_is_rejected_with_the_owners(root: Root, home: Path, text: str) -> None:
+def test_adoption_of_an_unknown_or_ambiguous_owner_is_rejected_with_the_known_owners(
+    root: Root, home: Path, text: str
+) -> None:
     rows = [links.LinkRow(Owner("a", folder), str(root.path), "~/x", "x") for folder in ("/h", "/i")]
     root.links.write_bytes(links.LinkFile(tuple(rows)).to_json())
     with pytest.raises(SpecError, match=r"a:/h, a:/i"):

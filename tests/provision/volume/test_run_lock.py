@@ -1,4 +1,4 @@
-"""The run lock with real processes, and the flag --wait, with which a second run waits for the first."""
+"""Tests the run lock with real processes, and the flag --wait, with which a second run waits for the first run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def first_stderr_line(process: subprocess.Popen[str]) -> str:
     return process.stderr.readline()
 
 
-def test_run_with_wait_reports_the_first_run_and_continues_after_it(
+def test_setup_with_wait_reports_the_run_that_holds_the_lock_and_starts_after_its_end(
     tmp_path: Path, flags: list[object], first: subprocess.Popen[str]
 ) -> None:
     second = start("setup", *flags, "--wait", 600, "--json")
@@ -83,7 +83,9 @@ def test_run_with_wait_reports_the_first_run_and_continues_after_it(
     assert json.loads(stdout)["exit"] == 0
 
 
-def test_error_of_a_run_without_wait_suggests_it(flags: list[object], first: subprocess.Popen[str]) -> None:
+def test_setup_without_wait_fails_while_another_run_holds_the_lock_and_suggests_wait(
+    flags: list[object], first: subprocess.Popen[str]
+) -> None:
     second = start("setup", *flags, "--json")
     stdout, stderr = second.communicate(timeout=600)
     error = json.loads(stdout)["error"]
@@ -93,7 +95,9 @@ def test_error_of_a_run_without_wait_suggests_it(flags: list[object], first: sub
     assert f"pid {first.pid}" in stderr
 
 
-def test_interrupt_ends_the_wait(tmp_path: Path, flags: list[object], first: subprocess.Popen[str]) -> None:
+def test_interrupt_ends_the_wait_for_the_lock_with_exit_code_130(
+    tmp_path: Path, flags: list[object], first: subprocess.Popen[str]
+) -> None:
     second = start("setup", *flags, "--wait", 600)
     first_stderr_line(second)
     second.send_signal(signal.SIGINT)
@@ -154,7 +158,7 @@ class Clock:
                 event()
 
 
-def test_wait_is_reported_every_ten_seconds_and_ends_after_its_limit(
+def test_wait_for_the_lock_is_reported_every_ten_seconds_and_ends_after_its_limit(
     tmp_path: Path, first: subprocess.Popen[str]
 ) -> None:
     clock, reports = Clock(), list[str]()
@@ -174,7 +178,9 @@ def test_wait_is_reported_every_ten_seconds_and_ends_after_its_limit(
     release_lock(first)
 
 
-def test_lock_is_taken_as_soon_as_the_first_run_releases_it(tmp_path: Path, first: subprocess.Popen[str]) -> None:
+def test_waiting_run_takes_the_lock_within_a_second_after_the_first_run_releases_it(
+    tmp_path: Path, first: subprocess.Popen[str]
+) -> None:
     clock = Clock()
     clock.events[12] = lambda: release_lock(first)
     waiting = LockWait(35, lambda _: None, lambda: clock.now, clock.pause)
@@ -190,7 +196,7 @@ FAR = Holder(ProcessIdentity("far", 7, "another boot", "4026531836", "", "5"), "
 
 @pytest.fixture
 def far_claim(tmp_path: Path) -> Path:
-    """Return the claim of a run on another host, which does not renew it."""
+    """Write the claim of a run on another host that does not renew it, and return the path of the claim."""
     root = Root(tmp_path / "root")
     root.state.mkdir(parents=True)
     claim = root.state / "lock.lease-1"
@@ -215,7 +221,9 @@ def test_lock_of_a_killed_run_of_another_host_is_taken_over_and_reported(tmp_pat
     )
 
 
-def test_run_without_wait_is_blocked_at_the_first_sign_of_life(tmp_path: Path, far_claim: Path) -> None:
+def test_run_without_wait_is_blocked_when_the_run_on_the_other_host_renews_its_claim(
+    tmp_path: Path, far_claim: Path
+) -> None:
     clock = Clock()
 
     def renew() -> None:
@@ -231,7 +239,7 @@ def test_run_without_wait_is_blocked_at_the_first_sign_of_life(tmp_path: Path, f
     assert 7 <= clock.now < 8
 
 
-def test_lock_file_of_an_older_version_without_flock_expires(tmp_path: Path) -> None:
+def test_lock_file_of_an_older_version_without_flock_expires_after_120_seconds(tmp_path: Path) -> None:
     root, clock, reports = Root(tmp_path / "root"), Clock(), list[str]()
     root.state.mkdir(parents=True)
     root.lock.write_text("1\nfar\n1\n")
@@ -279,18 +287,18 @@ def test_run_that_lost_the_lock_records_no_act_and_applies_no_step(tmp_path: Pat
     assert journal.path is not None
     assert "/b" not in journal.path.read_text()
     assert (root.state / "lock.lease-2").read_bytes() == FAR.to_bytes(0)
-    run_lock.require(root.state)  # it holds nothing any more
+    run_lock.require(root.state)  # this process holds no lock any more, so no error is raised
 
 
 def relocate(tmp_path: Path) -> subprocess.Popen[str]:
-    """Start a run that needs the lock and no program of others."""
+    """Start `provision relocate`, which needs the lock and no other program."""
     (tmp_path / "home/data").mkdir(exist_ok=True)
     return start("relocate", tmp_path / "home/data", "--root", tmp_path / "root", "--json")
 
 
-def test_run_works_without_flock(tmp_path: Path, no_flock: None) -> None:
+def test_relocate_works_on_a_volume_without_flock(tmp_path: Path, no_flock: None) -> None:
     (tmp_path / "root/.firstlight").mkdir(parents=True)
-    (tmp_path / "root/.firstlight/lock").touch()  # a host with flock has left it
+    (tmp_path / "root/.firstlight/lock").touch()  # as a host with flock leaves the file
     run = relocate(tmp_path)
     stdout, stderr = run.communicate(timeout=600)
     assert run.returncode == 0, stdout + stderr
@@ -298,7 +306,9 @@ def test_run_works_without_flock(tmp_path: Path, no_flock: None) -> None:
     assert not list((tmp_path / "root/.firstlight").glob("lock.lease-*"))
 
 
-def test_two_runs_without_flock_exclude_each_other(tmp_path: Path, no_flock: None) -> None:
+def test_second_run_is_blocked_on_a_volume_without_flock_until_the_first_has_ended(
+    tmp_path: Path, no_flock: None
+) -> None:
     argv = [sys.executable, "-c", LOCK_HOLDER, str(tmp_path / "root")]
     first = subprocess.Popen(argv, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0,
 
 @pytest.fixture
 def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Set the umask that the test names."""
+    """Set the umask to the test's parameter, and restore the earlier umask afterwards."""
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
@@ -43,7 +43,7 @@ def hub(play: Any) -> Played:
 
 @pytest.fixture
 def shared(other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a folder that a group shares on purpose: its new entries get the group, and its users are trusted."""
+    """Return a folder with mode 2775 and the group GROUP, which new entries get; the users of the group are trusted."""
     monkeypatch.setenv("FIRSTLIGHT_TRUST_VOLUME", "1")
     os.chown(other_disk, -1, GROUP)
     other_disk.chmod(0o2775)
@@ -51,7 +51,7 @@ def shared(other_disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def as_other(*argv: object) -> subprocess.CompletedProcess[bytes]:
-    """Run a program as another user, in no group of root's."""
+    """Run a program as another user without supplementary groups, and return its output and exit code."""
     words = ["setpriv", "--reuid", OTHER_USER, "--regid", OTHER_USER, "--clear-groups", *map(str, argv)]
     return subprocess.run(words, check=False, capture_output=True)
 
@@ -61,7 +61,9 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077], ids=oct, indirect=True)
-def test_shared_folders_follow_the_umask_and_the_group(home: Path, shared: Path, envs: Path, umask: int) -> None:
+def test_setup_on_a_shared_volume_makes_folders_with_modes_of_the_umask_and_its_group(
+    home: Path, shared: Path, envs: Path, umask: int
+) -> None:
     (home / "host.toml").write_text('env = "diffusers"\nmodels = []\nrelocate = ["huggingface"]\nmirror = "keep"\n')
     words = ["--root", shared, "--envs", envs, "--host", home / "host.toml", "--offline"]
     completed = provision("setup", *words)
@@ -94,7 +96,9 @@ def test_records_of_a_volume_that_is_not_shared_are_private(home: Path, other_di
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002], ids=oct, indirect=True)
-def test_another_user_reads_a_pulled_model(shared: Path, hub: Played, umask: int) -> None:
+def test_another_user_can_read_a_model_that_was_pulled_to_a_shared_volume(
+    shared: Path, hub: Played, umask: int
+) -> None:
     root = Root(shared)
     root.hub.mkdir(parents=True)
     work = pull_of(root, hub.url)
@@ -133,7 +137,7 @@ def test_private_folder_of_the_home_stays_private_on_the_volume(home: Path, shar
     assert as_other("cat", shared / "moved/secret").returncode != 0
 
 
-def test_journal_of_an_earlier_version_becomes_private(home: Path, shared: Path) -> None:
+def test_journal_folder_of_an_earlier_version_becomes_private(home: Path, shared: Path) -> None:
     root = Root(shared)
     root.journal.mkdir(parents=True)
     root.journal.chmod(0o755)
@@ -143,7 +147,7 @@ def test_journal_of_an_earlier_version_becomes_private(home: Path, shared: Path)
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct, indirect=True)
-def test_listing_of_the_client_gets_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+def test_listing_that_huggingface_hub_wrote_gets_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
     tree = tmp_path / "trees/a.json"
     tree.parent.mkdir()
     tree.touch()
@@ -152,7 +156,7 @@ def test_listing_of_the_client_gets_the_mode_of_the_umask(tmp_path: Path, umask:
     assert mode(tree) == 0o666 & ~umask
 
 
-def test_model_is_pulled_to_a_volume_without_links(home: Path, limited: object, hub: Played) -> None:
+def test_model_is_pulled_once_to_a_volume_that_cannot_store_links(home: Path, limited: object, hub: Played) -> None:
     assert callable(limited)
     root = Root(limited("no-symlink"))
     root.hub.mkdir(parents=True)
