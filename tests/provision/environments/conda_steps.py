@@ -15,7 +15,7 @@ from tests.provision.conda_channel import MINOR, PLATFORM
 
 
 def env_step(root: Path, envs: Path, *, interpreter: str = "auto", offline: bool = False) -> EnvStep:
-    """Return the step of the environment diffusers, with the packages of the channel and of the test's wheels."""
+    """Return the setup step of the environment diffusers, with the channel's packages and the wheels of the test."""
     locks, variants, minors = LockFolder(envs / "diffusers"), [Variant(name="cpu", torch="9.9+tiny")], [MINOR]
     definition = EnvironmentDefinition("diffusers", locks, variants, minors, interpreter, PLATFORM, "a test")
     return EnvStep(Root(root), definition, Path.home(), Journal(Root(root).journal), offline=offline)

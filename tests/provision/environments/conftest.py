@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def step(tmp_path: Path, conda_envs: Path, conda: conda_channel.Served) -> EnvStep:
-    """Return the step of an environment whose Python comes from the channel on loopback."""
+    """Return the setup step of an environment whose Python comes from the conda channel on loopback."""
     return env_step(tmp_path / "root", conda_envs)
 
 
 @pytest.fixture
 def greet_wheel(conda_envs: Path, wheels: Path) -> None:
-    """Add a wheel with a console script to the pip lock."""
+    """Make a wheel with the console script `greet`, and add it to the pip lock."""
     points = "[console_scripts]\ngreet = greet:main\n"
     files = {"greet.py": "def main():\n    print('hello from pip')\n", "greet-1.0.dist-info/entry_points.txt": points}
     write_wheel(wheels, "greet", "1.0", files)

@@ -76,7 +76,7 @@ def test_different_versions_in_the_conda_and_pip_locks_are_rejected(
         ("rm lib/python3*/site-packages/torch/__init__.py", "torch: torch/__init__.py is missing"),
     ],
 )
-def test_quick_check_finds_damage_and_apply_repairs_it_offline(
+def test_quick_check_finds_damage_of_a_conda_environment_and_apply_repairs_it_offline(
     step: EnvStep, tmp_path: Path, conda_envs: Path, conda: conda_channel.Served, command: str, detail: str
 ) -> None:
     step.apply()
@@ -94,10 +94,10 @@ def test_quick_check_finds_damage_and_apply_repairs_it_offline(
     assert added.read_text() == "kept"
 
 
-def test_damage_that_a_hard_link_shares_with_the_cache_is_repaired_in_both(
+def test_byte_changed_through_a_hard_link_is_repaired_in_the_environment_and_the_cache(
     step: EnvStep, tmp_path: Path, conda_envs: Path
 ) -> None:
-    """Change a byte of a file that is a hard link to the file in the package cache."""
+    """Change a byte of an installed file that is a hard link to the file in the package cache."""
     step.apply()
     file_path = site_packages(step) / "hello.py"
     content = bytearray(file_path.read_bytes())
@@ -115,7 +115,9 @@ def test_damage_that_a_hard_link_shares_with_the_cache_is_repaired_in_both(
     assert rebuilt.check(deep=True).state is State.OK
 
 
-def test_changed_conda_package_is_rejected(step: EnvStep, conda: conda_channel.Served) -> None:
+def test_conda_package_with_a_changed_byte_is_rejected_and_leaves_no_environment(
+    step: EnvStep, conda: conda_channel.Served
+) -> None:
     package = next((conda.folder / "conda-forge/noarch").glob("hello-1.0-*")).read_bytes()
     flipped = bytearray(package)
     flipped[len(flipped) // 2] ^= 1
@@ -130,7 +132,9 @@ def test_changed_conda_package_is_rejected(step: EnvStep, conda: conda_channel.S
 
 
 @pytest.mark.parametrize("part", ["conda-lock.yml", "cpu.lock"])
-def test_changed_hash_in_a_lock_rejects_the_right_package(step: EnvStep, conda_envs: Path, part: str) -> None:
+def test_right_package_is_rejected_if_its_hash_in_the_lock_was_changed(
+    step: EnvStep, conda_envs: Path, part: str
+) -> None:
     """Change one hash of the lock; the channel and the wheels stay the same."""
     lock = conda_envs / "diffusers" / part
     text = lock.read_text()
@@ -141,7 +145,7 @@ def test_changed_hash_in_a_lock_rejects_the_right_package(step: EnvStep, conda_e
     assert not step.prefix.exists()
 
 
-def test_changed_wheel_is_rejected(step: EnvStep, wheels: Path) -> None:
+def test_wheel_with_other_content_than_the_locked_one_is_rejected(step: EnvStep, wheels: Path) -> None:
     write_wheel(wheels, "diffusers", "8.8", {"diffusers/__init__.py": "raise SystemExit('not what was locked')"})
     with pytest.raises(FirstlightError, match=r"[Hh]ash"):
         step.apply()
@@ -161,15 +165,15 @@ def test_environment_is_repaired_after_its_caches_are_deleted(step: EnvStep, con
     assert [path for path in conda.seen if "hello" in path], "the damaged package is downloaded again"
 
 
-def test_other_package_under_the_right_file_name_is_rejected(step: EnvStep, conda: conda_channel.Served) -> None:
+def test_other_conda_package_under_the_right_file_name_is_rejected(step: EnvStep, conda: conda_channel.Served) -> None:
     conda.faults["hello-1.0"] = next((conda.folder / "conda-forge/noarch").glob("hello-2.0-*")).read_bytes()
     with pytest.raises(FirstlightError, match="hello"):
         step.apply()
     assert not step.prefix.exists()
 
 
-@pytest.mark.parametrize(("mirror", "reason"), [("dead", "does not answer"), ("404", "answers 404")])
-def test_unreachable_mirror_causes_a_fallback_to_the_systems_python(
+@pytest.mark.parametrize(("mirror", "reason"), [("no server", "does not answer"), ("404", "answers 404")])
+def test_unreachable_conda_mirror_causes_a_fallback_to_the_systems_python(
     tmp_path: Path,
     conda_envs: Path,
     conda: conda_channel.Served,
@@ -177,7 +181,7 @@ def test_unreachable_mirror_causes_a_fallback_to_the_systems_python(
     mirror: str,
     reason: str,
 ) -> None:
-    monkeypatch.setenv("CONDA_CHANNEL_ALIAS", NOWHERE if mirror == "dead" else f"{conda.url}/nothing-here")
+    monkeypatch.setenv("CONDA_CHANNEL_ALIAS", NOWHERE if mirror == "no server" else f"{conda.url}/nothing-here")
     with pytest.raises(BlockedError, match=f"(?s){reason}.*CONDA_CHANNEL_ALIAS"):
         env_step(tmp_path / "root", conda_envs, interpreter="conda").apply()
     auto = env_step(tmp_path / "root", conda_envs)
@@ -190,7 +194,9 @@ def test_unreachable_mirror_causes_a_fallback_to_the_systems_python(
     assert (requested.state, "env remove diffusers" in requested.detail) == (State.BLOCKED, True)
 
 
-def test_channel_that_fails_during_the_build_leaves_no_prefix(step: EnvStep, conda: conda_channel.Served) -> None:
+def test_conda_channel_that_fails_during_the_build_leaves_no_environment(
+    step: EnvStep, conda: conda_channel.Served
+) -> None:
     conda.faults["hello-1.0"] = 503
     with pytest.raises(FirstlightError, match="hello"):
         step.apply()

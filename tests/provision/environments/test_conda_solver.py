@@ -46,13 +46,13 @@ def test_package_for_cuda_12_is_solved_only_with_a_virtual_package_of_cuda_12(
         solve("__cuda=11.8")
 
 
-def test_channel_without_an_answer_is_reported_with_both_remedies(tmp_path: Path) -> None:
+def test_unreachable_conda_channel_is_reported_with_two_remedies(tmp_path: Path) -> None:
     mirrors = {"https://conda.anaconda.org/": f"{NOWHERE}/"}
     with pytest.raises(FirstlightError, match=r"(?s)^error sending request[^\n]*CONDA_CHANNEL_ALIAS.*--keep-conda"):
         rattler.solve(["python"], ["conda-forge"], PLATFORM, [], mirrors, tmp_path / "cache")
 
 
-def test_mirrors_come_from_condarc_and_a_variable_overrides_it(home: Path) -> None:
+def test_conda_mirrors_come_from_condarc_unless_a_variable_names_one(home: Path) -> None:
     channels = "https://conda.anaconda.org"
     assert conda_settings.mirrors({}, home) == {}
     (home / ".condarc").write_text(
@@ -73,7 +73,7 @@ def test_mirrors_come_from_condarc_and_a_variable_overrides_it(home: Path) -> No
 
 
 def test_shipped_conda_lock_has_official_urls_and_different_hashes() -> None:
-    """Check the platforms, the file names and the hashes of the shipped lock."""
+    """Check the platforms, the URLs, the file names and the hashes of the shipped conda lock."""
     packages = conda_lock.read_lock(CHECKOUT / "envs/diffusers/conda-lock.yml")
     assert {package.platform for package in packages} == {"linux-64", "osx-64", "osx-arm64", "win-64"}
     for package in packages:

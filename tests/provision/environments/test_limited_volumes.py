@@ -1,4 +1,4 @@
-"""Tests environments on volumes with limits: what works, where the caches are, and what is refused before a byte."""
+"""Tests environments on volumes with limits: what works, where the caches are, and what is refused before a write."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "limit", ["no-flock", "no-hardlink", "no-hardlink no-exchange", "fixed-modes", "owner", "seconds", "no-xattr"]
 )
-def test_environment_is_built_on_a_limited_volume(
+def test_environment_is_built_on_a_volume_with_limits_and_caches_move_if_needed(
     home: Path,
     limited: Limited,
     conda: conda_channel.Served,
@@ -62,17 +62,19 @@ def test_environment_is_built_on_a_limited_volume(
     check = step.check(deep=True)
     assert check.state is State.OK, check.detail
     caches = layout.tool_folder("packages")
-    lack = {"no-flock": "no flock", "no-hardlink no-exchange": "neither hard links nor renameat2"}.get(limit)
-    assert caches.exists() == (lack is not None)
-    if lack is not None:
+    missing_features = {"no-flock": "no flock", "no-hardlink no-exchange": "neither hard links nor renameat2"}.get(
+        limit
+    )
+    assert caches.exists() == (missing_features is not None)
+    if missing_features is not None:
         assert check.fallback is not None
-        assert f"{volume} has {lack}" in check.fallback
+        assert f"{volume} has {missing_features}" in check.fallback
         assert not (volume / "pkgs").exists()
         assert not (volume / "cache/uv").exists()
 
 
 @pytest.mark.parametrize(("limit", "text"), REFUSALS)
-def test_setup_refuses_a_new_root_before_the_first_byte(
+def test_setup_on_a_volume_where_no_environment_works_is_blocked_before_the_first_write(
     home: Path, limited: Limited, envs: Path, limit: str, text: str
 ) -> None:
     volume = limited(limit)
@@ -87,7 +89,7 @@ def test_setup_refuses_a_new_root_before_the_first_byte(
 
 
 @pytest.mark.parametrize(("limit", "text"), REFUSALS)
-def test_environment_is_refused_on_a_marked_root_before_the_first_byte(
+def test_environment_on_a_root_where_none_works_is_blocked_before_the_first_write(
     home: Path, limited: Limited, envs: Path, limit: str, text: str
 ) -> None:
     volume = limited(limit)
@@ -102,7 +104,7 @@ def test_environment_is_refused_on_a_marked_root_before_the_first_byte(
     assert files(volume) == before
 
 
-def test_noexec_mount_is_refused_by_a_plan_that_writes_nothing(home: Path, tmp_path: Path, envs: Path) -> None:
+def test_plan_on_a_noexec_mount_is_blocked_and_writes_nothing(home: Path, tmp_path: Path, envs: Path) -> None:
     volume = tmp_path / "noexec"
     volume.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "noexec,size=8m", "tmpfs", str(volume)]
@@ -129,7 +131,9 @@ def test_folder_is_relocated_to_a_noexec_volume(home: Path, limited: Limited, en
     assert (home / "data").is_symlink()
 
 
-def test_record_of_an_older_mount_does_not_refuse(home: Path, limited: Limited, envs: Path) -> None:
+def test_limit_that_was_recorded_for_another_mount_does_not_block_an_environment(
+    home: Path, limited: Limited, envs: Path
+) -> None:
     volume = limited()
     root = Root(volume)
     VolumeStep(root, [], Journal(root.journal)).apply()

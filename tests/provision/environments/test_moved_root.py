@@ -36,9 +36,7 @@ def test_conda_environment_of_a_moved_root_gets_its_paths_rewritten(
     assert (read_owner(moved_step.prefix) or {})["prefix"] == str(moved_step.prefix)
 
 
-def test_environment_with_the_systems_python_works_after_a_move_without_repair(
-    tmp_path: Path, envs: Path, wheels: Path
-) -> None:
+def test_venv_works_after_its_root_was_moved_without_a_repair(tmp_path: Path, envs: Path, wheels: Path) -> None:
     points = "[console_scripts]\ngreet = greet:main\n"
     files = {"greet.py": "def main():\n    print('hi')\n", "greet-1.0.dist-info/entry_points.txt": points}
     write_wheel(wheels, "greet", "1.0", files)
@@ -50,7 +48,7 @@ def test_environment_with_the_systems_python_works_after_a_move_without_repair(
     assert output_of(moved_step.prefix / "bin/greet") == "hi"
 
 
-def test_root_that_is_too_long_for_scripts_causes_a_warning(
+def test_root_with_a_path_too_long_for_the_first_line_of_a_script_causes_a_warning(
     tmp_path: Path, conda_envs: Path, conda: conda_channel.Served
 ) -> None:
     long_path = tmp_path / ("x" * 60) / ("y" * 60)

@@ -31,7 +31,7 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
 def env_step(tmp_path: Path, envs: Path, *variants: Variant, offline: bool = False) -> EnvStep:
-    """Return the step of the environment diffusers with the system's Python; without `variants`, it has a cpu build."""
+    """Return the setup step of the environment diffusers; its default is the variant cpu with the small torch."""
     variants = variants or (Variant(name="cpu", torch="9.9+tiny"),)
     root = Root(tmp_path / "root")
     definition = EnvironmentDefinition(
@@ -53,7 +53,7 @@ def test_built_environment_passes_a_deep_check(tmp_path: Path, envs: Path) -> No
     assert "every byte verified" in check.detail
 
 
-def test_environment_is_forced_to_the_disk_before_its_marker(
+def test_files_of_a_new_environment_are_synced_to_disk_before_its_marker_is_written(
     tmp_path: Path, envs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     force, forced = OpenDir.sync_file_system, list[tuple[bool, bool]]()
@@ -92,7 +92,9 @@ def test_repair_keeps_packages_that_the_user_added(tmp_path: Path, envs: Path, w
         ("rm ../../../bin/python", "does not run, or has an unsupported version"),
     ],
 )
-def test_quick_check_finds_damage_and_apply_repairs_it(tmp_path: Path, envs: Path, command: str, detail: str) -> None:
+def test_quick_check_finds_damage_of_a_venv_and_apply_repairs_it(
+    tmp_path: Path, envs: Path, command: str, detail: str
+) -> None:
     import subprocess
 
     step = env_step(tmp_path, envs)
@@ -118,7 +120,7 @@ def test_package_is_updated_when_the_lock_changes(tmp_path: Path, envs: Path, wh
     assert (site_packages(step) / "diffusers/__init__.py").read_text() == "new = 1\n"
 
 
-def test_folder_that_firstlight_did_not_make_is_blocked(tmp_path: Path, envs: Path) -> None:
+def test_folder_of_the_user_in_the_place_of_the_environment_blocks_the_step(tmp_path: Path, envs: Path) -> None:
     step = env_step(tmp_path, envs)
     step.prefix.mkdir(parents=True)
     (step.prefix / "precious").write_text("not ours")
@@ -139,7 +141,7 @@ def test_fallback_variant_is_installed_if_torch_is_not_available(tmp_path: Path,
     assert f"torch 9.9+tiny was not available ({reason}); fallback: which costs gigabytes" in str(check.fallback)
 
 
-def test_torch_comes_from_the_page_of_its_variant_if_the_machine_lacks_the_wheel(
+def test_torch_comes_from_the_page_of_its_variant_if_no_own_source_has_the_wheel(
     tmp_path: Path, envs: Path, wheels: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -163,7 +165,7 @@ def test_find_python_returns_the_first_supported_version_that_exists() -> None:
     assert python.exists()
 
 
-def test_packages_of_a_lock_depend_on_the_python_version(tmp_path: Path) -> None:
+def test_packages_of_a_lock_are_those_whose_markers_match_the_python_version(tmp_path: Path) -> None:
     (tmp_path / "cpu.lock").write_text(
         "# words\nA_b.c==1.0 \\\n    --hash=sha256:00\nold==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
         "new==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\nwin==1 ; sys_platform == 'win32' \\\n"

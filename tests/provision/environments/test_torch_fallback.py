@@ -35,7 +35,7 @@ CUDA = Variant(name="cu130", torch="9.9", download_bytes=2_900_000_000, install_
 
 
 def env_step(tmp_path: Path, envs: Path, notices: list[str], *variants: Variant, offline: bool = False) -> EnvStep:
-    """Return the step of the environment diffusers, which adds its notices to `notices`."""
+    """Return the setup step of the environment diffusers; the step adds its notices for the user to `notices`."""
     root = Root(tmp_path / "root")
     definition = EnvironmentDefinition(
         "diffusers", LockFolder(envs / "diffusers"), variants, MINORS, "system", PLATFORM, "a test"
@@ -52,7 +52,7 @@ def env_step(tmp_path: Path, envs: Path, notices: list[str], *variants: Variant,
 def query(
     source: TorchSource, *wheels: Path, name: str = "torch", version: str = "9.9+tiny"
 ) -> torch_sources.SourceAnswer:
-    """Query one source for a package whose lock pins the hashes of `wheels`."""
+    """Query one source for a package whose lock pins the hashes of `wheels`, and return the answer."""
     import requests
 
     hashes = frozenset(hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in wheels)
@@ -70,20 +70,20 @@ def torch(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cuda(tmp_path: Path, envs: Path, wheels: Path) -> Path:
-    """Write the wheel and the lock of the fallback variant; pip's settings name the wheel's folder."""
+    """Write the wheel and the lock of the fallback variant cu130 where pip finds them, and return the wheel's path."""
     wheel = write_wheel(wheels, "torch", "9.9", {"torch/__init__.py": TORCH})
     (envs / "diffusers/cu130.lock").write_text(lock_text(wheel, next(wheels.glob("diffusers-*.whl"))))
     return wheel
 
 
 class TestQuery:
-    """Tests the query of one source."""
+    """Tests which sources a query reports to have the pinned wheel of torch."""
 
-    def test_folder_with_the_wheel_is_accepted(self, torch: Path) -> None:
+    def test_folder_with_the_pinned_torch_wheel_is_accepted(self, torch: Path) -> None:
         assert query(TorchSource("here", str(torch.parent), "find-links"), torch).has is True
         assert query(TorchSource("here", torch.parent.as_uri(), "find-links"), torch).has is True
 
-    def test_folder_with_another_hash_is_rejected(self, tmp_path: Path, torch: Path) -> None:
+    def test_folder_whose_torch_wheel_has_another_hash_is_rejected(self, tmp_path: Path, torch: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
@@ -92,16 +92,16 @@ class TestQuery:
         assert "with another hash" in answer.reason
 
     @pytest.mark.parametrize("as_json", [True, False])
-    def test_index_with_the_wheel_is_accepted(self, play: Any, torch: Path, as_json: bool) -> None:
+    def test_index_with_the_pinned_torch_wheel_is_accepted(self, play: Any, torch: Path, as_json: bool) -> None:
         server = play(http_server.index([torch], as_json=as_json))
         assert query(TorchSource("index", f"{server.url}/simple"), torch).has is True
         assert query(TorchSource("page", f"{server.url}/simple/torch/", "find-links"), torch).has is True
 
-    def test_index_without_hashes_is_accepted(self, play: Any, torch: Path) -> None:
+    def test_index_that_lists_the_torch_wheel_without_a_hash_is_accepted(self, play: Any, torch: Path) -> None:
         server = play(http_server.index([torch], hashes=False))
         assert query(TorchSource("index", f"{server.url}/simple"), torch).has is True
 
-    def test_local_index_is_accepted(self, tmp_path: Path, torch: Path) -> None:
+    def test_index_in_a_local_folder_is_accepted_for_the_package_that_it_has(self, tmp_path: Path, torch: Path) -> None:
         page = tmp_path / "simple/torch/index.html"
         page.parent.mkdir(parents=True)
         page.write_text(f'<a href="../../elsewhere/{torch.name}">{torch.name}</a>')
@@ -109,13 +109,13 @@ class TestQuery:
         answer = query(TorchSource("index", (tmp_path / "simple").as_uri()), torch, name="other")
         assert (answer.has, answer.reason) == (False, "does not have other")
 
-    def test_index_that_lists_and_does_not_serve_the_wheel_is_rejected(self, play: Any, torch: Path) -> None:
+    def test_index_that_lists_the_torch_wheel_and_answers_404_for_it_is_rejected(self, play: Any, torch: Path) -> None:
         server = play(http_server.index([torch]), Fault("/files/", status=404))
         answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
         assert answer.reason == f"lists {torch.name}, but answers 404 for it"
 
-    def test_index_with_a_hash_that_is_not_pinned_is_rejected(self, tmp_path: Path, play: Any, torch: Path) -> None:
+    def test_index_whose_torch_wheel_has_another_hash_is_rejected(self, tmp_path: Path, play: Any, torch: Path) -> None:
         other = tmp_path / "other"
         other.mkdir()
         wrong = write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
@@ -124,7 +124,7 @@ class TestQuery:
         assert answer.has is False
         assert f"has {torch.name} with another hash" in answer.reason
 
-    def test_wheels_for_other_systems_are_rejected(self, torch: Path) -> None:
+    def test_folder_with_torch_wheels_for_other_systems_only_is_rejected(self, torch: Path) -> None:
         for tag in ("cp39-cp39-manylinux_2_28_x86_64", "cp311-cp311-some_other_system"):
             torch.with_name(f"torch-9.9+tiny-{tag}.whl").write_bytes(torch.read_bytes())
         content = torch.read_bytes()
@@ -144,7 +144,7 @@ class TestQuery:
             (Fault("/simple/", body=http_server.PORTAL), False, "Campus Network Login"),
         ],
     )
-    def test_response_that_is_no_index_is_reported(
+    def test_error_status_or_login_page_of_an_index_is_reported_as_the_reason(
         self, play: Any, torch: Path, fault: Fault, has: bool | None, reason: str
     ) -> None:
         server = play(http_server.index([torch]), fault)
@@ -157,7 +157,7 @@ class TestQuery:
         assert answer.has is None
         assert "does not answer (" in answer.reason
 
-    def test_own_sources_are_those_in_the_settings_of_uv(self) -> None:
+    def test_users_own_sources_are_the_folders_and_indexes_in_the_settings_of_uv(self) -> None:
         environ = {
             "UV_FIND_LINKS": "/one,/two words",
             "UV_DEFAULT_INDEX": "https://first.example/simple",
@@ -181,9 +181,9 @@ class TestQuery:
 
 
 class TestRoutes:
-    """Tests the routes to torch with real installations."""
+    """Tests from which source real installations take torch."""
 
-    def test_page_of_the_variant_is_used_for_torch_only(
+    def test_torch_is_installed_from_the_page_of_its_variant_if_no_own_source_has_it(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
@@ -199,7 +199,7 @@ class TestRoutes:
         assert step.check().fallback is None
         assert notices[0].startswith(f"torch 9.9+tiny from the page {page}; ")
 
-    def test_busy_page_is_tried_again_before_the_fallback_variant(
+    def test_busy_page_of_torch_is_requested_again_before_the_fallback_variant(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
@@ -256,7 +256,7 @@ class TestRoutes:
             step.apply()
         assert list(step.prefix.parent.iterdir()) == []
 
-    def test_page_that_stops_serving_the_wheel_causes_a_fallback(
+    def test_page_that_stops_serving_the_torch_wheel_causes_the_fallback_variant(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
@@ -273,7 +273,7 @@ class TestRoutes:
         assert any(line.startswith("torch 9.9+tiny could not be installed from the page") for line in notices)
         assert notices[-1].startswith("torch 9.9+tiny is not available: ")
 
-    def test_wheel_with_another_hash_in_the_own_index_is_rejected(
+    def test_torch_with_another_hash_in_the_users_index_is_replaced_by_that_of_the_page(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wheel = next(wheels.glob("torch-9.9+tiny-*.whl"))
@@ -293,7 +293,7 @@ class TestRoutes:
         assert (step.prefix / "lib").exists()
         assert notices[0].startswith(f"torch 9.9+tiny from the page {page}")
 
-    def test_own_index_that_does_not_serve_torch_is_skipped_for_torch(
+    def test_users_index_that_does_not_serve_torch_is_skipped_for_torch(
         self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wheel = next(wheels.glob("torch-9.9+tiny-*.whl"))
@@ -325,7 +325,7 @@ class TestRoutes:
         assert "PIP_FIND_LINKS=" in text
         assert not step.prefix.exists()
 
-    def test_other_missing_package_causes_no_fallback_variant(
+    def test_missing_package_other_than_torch_causes_no_fallback_variant(
         self, tmp_path: Path, envs: Path, wheels: Path, cuda: Path
     ) -> None:
         next(wheels.glob("diffusers-*.whl")).unlink()
@@ -359,13 +359,15 @@ class TestRoutes:
         assert (server.seen, notices) == ([], [])
 
 
-def test_needed_space_is_estimated_from_the_download_without_a_known_size(tmp_path: Path, small_disk: Path) -> None:
+def test_needed_space_is_estimated_from_the_download_if_the_installed_size_is_unknown(
+    tmp_path: Path, small_disk: Path
+) -> None:
     variant = Variant(name="cu128", torch="9.9", download_bytes=4_000_000_000)
     with pytest.raises(BlockedError, match="about 7,200,000,000 are needed for environment x"):
         torch_fallback.need_space(variant, "environment x", Root(small_disk / "root"), tmp_path)
     torch_fallback.need_space(Variant(name="macos", torch="9.9"), "environment x", Root(small_disk / "root"), tmp_path)
 
 
-def test_unknown_sizes_are_omitted() -> None:
+def test_unknown_sizes_of_a_variant_are_omitted_from_the_text_about_its_sizes() -> None:
     assert torch_fallback.sizes(CPU) == ""
     assert torch_fallback.sizes(CUDA) == ": about 2.9 GB to download, 0.0 GB on disk"

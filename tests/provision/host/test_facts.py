@@ -25,7 +25,7 @@ def _no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def machine(root: Path, **files: str) -> Path:
-    """Write the files of a machine below `root`; `__` in a name stands for a slash."""
+    """Write the files of a machine below `root`, and return `root`; `__` in a name stands for a slash."""
     for path, text in files.items():
         file = root / path.replace("__", "/")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,9 @@ def test_cpu_quota_is_read_from_the_control_group(tmp_path: Path, files: dict[st
         ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712\n"}, 16_000_000 * 1024),
     ],
 )
-def test_memory_is_limited_by_the_control_group(tmp_path: Path, files: dict[str, str], memory: int) -> None:
+def test_memory_is_the_limit_of_the_control_group_or_the_memory_of_the_machine(
+    tmp_path: Path, files: dict[str, str], memory: int
+) -> None:
     root = machine(tmp_path / "root", **files)
     (root / "proc").mkdir(parents=True, exist_ok=True)
     (root / "proc/meminfo").write_text("MemTotal:       16000000 kB\nMemFree:  1 kB\n")
@@ -131,7 +133,7 @@ def test_memory_is_limited_by_the_control_group(tmp_path: Path, files: dict[str,
 
 
 def test_nvml_is_read_in_a_container_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use the values of a V100; the driver version is in bytes, as older versions of NVML return it."""
+    """Use the values of a V100; the driver version is a bytes object, as in older versions of NVML."""
     readings = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,

@@ -29,7 +29,7 @@ SHIPPED = provider.load(ENVS)
 
 @pytest.fixture
 def top(tmp_path: Path) -> Iterator[Path]:
-    """Return a folder that acts as the root of a file system; other file systems can be mounted in it."""
+    """Yield a folder that stands for `/`; file systems that a test mounts in it are unmounted afterwards."""
     folder = tmp_path / "top"
     folder.mkdir()
     yield folder
@@ -47,7 +47,7 @@ def mount(folder: Path) -> None:
 
 
 def make_signs(top: Path, profile: host_config.Profile) -> dict[str, str]:
-    """Make the signs of a profile: create its paths in `top`, and return its variables."""
+    """Make the signs of a profile: create their paths in `top`, and return {name: value} of their variables."""
     environ = {}
     for sign in (*profile.any[:1], *profile.all):
         if sign.env:
@@ -65,7 +65,7 @@ def test_every_supported_provider_has_a_profile() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, profile in SHIPPED.items() if profile.any or profile.all])
-def test_profile_matches_a_host_with_its_sign_and_its_mount(top: Path, name: str) -> None:
+def test_provider_profile_matches_a_host_with_its_sign_and_its_mounted_folder(top: Path, name: str) -> None:
     profile = SHIPPED[name]
     environ = make_signs(top, profile)
     folder = top / profile.roots[0].lstrip("/").replace("*", "mine")
@@ -84,19 +84,19 @@ def test_profile_matches_a_host_with_its_sign_and_its_mount(top: Path, name: str
     assert provider.detect(profiles, {}, top / "elsewhere")[0].root is None, "a mount without a sign does not match"
 
 
-def test_mount_without_a_sign_does_not_match(top: Path) -> None:
+def test_mounted_folder_without_a_sign_matches_no_provider_profile(top: Path) -> None:
     mount(top / "root/autodl-tmp")
     assert all(match.root is None for match in provider.detect(SHIPPED, {}, top))
 
 
-def test_every_sign_of_all_is_required(top: Path) -> None:
+def test_profile_that_requires_all_of_its_signs_does_not_match_without_one(top: Path) -> None:
     mount(top / "storage")
     assert provider.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root is None
     (top / "notebooks").mkdir()
     assert provider.detect({"paperspace": SHIPPED["paperspace"]}, {}, top)[0].root == top / "storage"
 
 
-def test_several_mounts_of_one_pattern_need_the_root_flag(top: Path) -> None:
+def test_several_mounts_that_match_one_profile_yield_no_root_and_suggest_the_flag_root(top: Path) -> None:
     for name in ("first", "second"):
         mount(top / "lambda/nfs" / name)
     match = provider.detect({"lambda": SHIPPED["lambda"]}, {}, top)[0]
@@ -104,7 +104,7 @@ def test_several_mounts_of_one_pattern_need_the_root_flag(top: Path) -> None:
     assert "name one with --root" in match.reason
 
 
-def test_second_root_is_used_if_the_first_is_not_a_mount(top: Path) -> None:
+def test_second_folder_of_a_profile_is_the_root_if_the_first_is_not_a_mount(top: Path) -> None:
     (top / "hy-tmp").mkdir()
     (top / "hy-netdisk").mkdir()
     mount(top / "hy-nas")
@@ -113,7 +113,7 @@ def test_second_root_is_used_if_the_first_is_not_a_mount(top: Path) -> None:
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Path:
-    """Make an envs/ folder whose only profile fits this machine, with a root on a real mount."""
+    """Make an envs/ folder with one provider profile, whose sign is the variable HERE and whose folder is a mount."""
     folder = tmp_path / "own envs/hosts"
     folder.mkdir(parents=True)
     shared = ("/dev/shm", "/run")  # noqa: S108 (a file system that every Linux has)
@@ -169,7 +169,7 @@ def test_home_has_its_own_hub_if_neither_its_list_nor_a_record_relocates_it(
     assert provider.choose(str(root.path), spec, hosts, {}, home).root.has_own_hub is has_own_hub
 
 
-def test_sign_without_its_mount_yields_a_warning(hosts: Path, home: Path) -> None:
+def test_sign_of_a_provider_without_its_mounted_folder_yields_a_warning(hosts: Path, home: Path) -> None:
     file = hosts / "hosts/here.toml"
     file.write_text(re.sub(r"roots = .*", 'roots = ["/absent"]', file.read_text()))
     resolved = provider.choose(None, host_config.HostSpec(), hosts, {"HERE": "1"}, home)
@@ -178,7 +178,7 @@ def test_sign_without_its_mount_yields_a_warning(hosts: Path, home: Path) -> Non
     assert "found $HERE, but none of /absent is a mount" in resolved.warning
 
 
-def test_doctor_shows_the_matching_profile_and_its_reason(hosts: Path, home: Path, tmp_path: Path) -> None:
+def test_doctor_shows_the_matching_provider_profile_and_why_it_matches(hosts: Path, home: Path, tmp_path: Path) -> None:
     completed = provision("doctor", "--envs", hosts, "--json", env={"HERE": "1"})
     assert completed.returncode == 0, completed.stderr
     report = json.loads(completed.stdout)
@@ -201,13 +201,13 @@ def test_doctor_reports_a_volume_that_is_not_mounted(home: Path, tmp_path: Path)
     assert "not mounted" in completed.stdout
 
 
-def test_probe_finds_every_capability_of_a_normal_folder(tmp_path: Path) -> None:
+def test_probe_finds_every_feature_of_a_normal_folder(tmp_path: Path) -> None:
     result = capabilities.probe(tmp_path)
     assert (result.writable, result.symlink, result.hardlink, result.execute, result.flock) == (True,) * 5
     assert list(tmp_path.glob(".firstlight-probe*")) == []
 
 
-def test_probe_and_doctor_find_a_noexec_and_a_read_only_folder(tmp_path: Path, home: Path) -> None:
+def test_probe_detects_a_noexec_and_a_read_only_mount_and_doctor_reports_noexec(tmp_path: Path, home: Path) -> None:
     folder = tmp_path / "noexec"
     folder.mkdir()
     options = ["-o", "noexec,size=1m"]
@@ -226,7 +226,7 @@ def test_probe_and_doctor_find_a_noexec_and_a_read_only_folder(tmp_path: Path, h
         subprocess.run(["umount", folder], check=True)
 
 
-def test_folders_of_each_tool_follow_its_defaults_and_variables(home: Path, tmp_path: Path) -> None:
+def test_cache_folders_of_each_tool_follow_its_defaults_and_variables(home: Path, tmp_path: Path) -> None:
     root = layout.Root(tmp_path / "root")
     base = home / "miniconda3"
     (base / "conda-meta").mkdir(parents=True)
@@ -279,7 +279,7 @@ def test_folders_named_in_conda_settings_are_relocated(home: Path, tmp_path: Pat
         ([{"path": "/", "to": "x"}], "must be an absolute path other than /"),
     ],
 )
-def test_overlapping_and_reserved_folders_are_rejected(
+def test_relocation_of_overlapping_or_reserved_folders_is_rejected(
     home: Path, tmp_path: Path, relocate: list[dict[str, str]], message: str
 ) -> None:
     with pytest.raises((SpecError, ValueError), match=message):

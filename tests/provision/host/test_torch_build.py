@@ -26,8 +26,8 @@ OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Bui
 class Machine:
     """Describe a recorded machine and the expected choice.
 
-    `variant`, `reason` and `warning` are expected. `sys` and `proc` are the driver version in /sys and /proc, `cards`
-    the GPUs, and `smi` the output of nvidia-smi.
+    `variant`, `reason` and `warning` are the expected values. `sys` and `proc` are the texts in /sys and /proc with the
+    driver version, `cards` the names of the GPUs, and `smi` the output of nvidia-smi.
     """
 
     variant: str
@@ -192,16 +192,16 @@ def test_first_variant_that_runs_on_the_machine_is_selected(probed: Any, name: s
     assert machine.warning is None or machine.warning in (choice.warning or "")
 
 
-def test_every_variant_has_a_lock_file() -> None:
+def test_every_variant_in_torch_toml_has_a_lock_file() -> None:
     assert sorted(LOCKED) == sorted(variant.name for variant in TORCH.variant)
 
 
-def test_cpu_variant_has_a_fallback(probed: Any) -> None:
+def test_machine_without_a_gpu_gets_the_cpu_variant_with_cu130_as_its_fallback(probed: Any) -> None:
     choice = torch_build.choose(probed(Machine("", "")), TORCH, "auto", LOCKED)
     assert [variant.name for variant in choice.variants] == ["cpu", "cu130"]
 
 
-def test_requested_variant_is_used(probed: Any) -> None:
+def test_variant_that_the_user_requests_is_used(probed: Any) -> None:
     choice = torch_build.choose(probed(Machine("", "")), TORCH, "cu126", LOCKED)
     assert (choice.variants[0].name, choice.reason) == ("cu126", "chosen by you")
 
@@ -218,6 +218,8 @@ def test_requested_variant_is_used(probed: Any) -> None:
         ("macos", Machine("", ""), "is for darwin, but this machine runs linux"),
     ],
 )
-def test_unknown_or_unfit_variant_is_rejected(probed: Any, requested: str, machine: Machine, message: str) -> None:
+def test_unknown_variant_or_variant_for_another_system_is_rejected(
+    probed: Any, requested: str, machine: Machine, message: str
+) -> None:
     with pytest.raises(SpecError, match=message):
         torch_build.choose(probed(machine), TORCH, requested, LOCKED)
