@@ -25,7 +25,7 @@ EXCEPTIONS = {
     "bench/launch/test_standby.py": "asked_at of a request",
     "bench/launch/test_worker_process.py": "asked_at of a request; ends a wait for a process that never ends",
     "bench/run/test_suite_run.py": "asked_at of a request",
-    "provision/silent_server.py": "ends a read from a played server that never says anything",
+    "provision/silent_server.py": "ends a read from a test server that stops sending",
     "provision/models/test_pull_hostile.py": "a real clock to which the waits are added that the test skips",
 }
 

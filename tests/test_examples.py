@@ -14,7 +14,7 @@ from provision.core.layout import Root
 from provision.models import load_line, stand_ins
 from tests.conftest import CHECKOUT, NOWHERE
 from tests.provision import hub_server, tiny_pipelines
-from tests.provision.http_server import Played
+from tests.provision.http_server import Server
 from tests.provision.tiny_pipelines import ENVS, model
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def volume(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     cat_entry = hub_server.manifest_entry("ddpm-cat-256", CAT, hub_server.files_of(saved["ddpm"]))
     (base / "models.toml").write_text(manifest + cat_entry.replace('"tiny-sd"', '"tiny-ddpm"'))
     (base / "host.toml").write_text(f'relocate = []\nmanifest = "{base / "models.toml"}"\n')
-    hub = Played({})
+    hub = Server({})
     hub_server.add(hub, SD, files | dict.fromkeys(UNUSED_FILES, b"decoy"))
     hub_server.add(hub, CAT, hub_server.files_of(saved["ddpm"]))
     (base / "empty home").mkdir()

@@ -20,7 +20,7 @@ from tests.provision.conftest import DIFFUSERS, TORCH, lock_text, write_wheel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 SD, XL, CAT = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl", "google/ddpm-cat-256"
 TORCH_TOML = """\
@@ -57,7 +57,7 @@ class Sandbox:
         )
 
 
-def build(folder: Path, home: Path, hub: Played, pipelines: dict[str, Path]) -> Sandbox:
+def build(folder: Path, home: Path, hub: Server, pipelines: dict[str, Path]) -> Sandbox:
     """Make the checkout, its toolbox, a kept run, a kept validation and a folder of the user's.
 
     Args:
@@ -116,7 +116,7 @@ def _environment(envs: Path, wheels: Path) -> None:
     (envs / "torch.toml").write_text(TORCH_TOML)
 
 
-def _models(manifest: Path, hub: Played, pipelines: dict[str, Path]) -> None:
+def _models(manifest: Path, hub: Server, pipelines: dict[str, Path]) -> None:
     """Write a manifest of small models under the names of the shipped ones, and serve their files."""
     every = hub_server.files_of(pipelines["sd"])
     default = {path: content for path, content in every.items() if ".fp16." not in path}

@@ -21,7 +21,7 @@ from tests.bench.test_pytest_plugin import PYTEST_WITH_TORCH
 from tests.conftest import CHECKOUT
 from tests.docs import markdown, sandbox
 from tests.provision import tiny_pipelines
-from tests.provision.http_server import Played
+from tests.provision.http_server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,7 +96,7 @@ def pipelines(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def box(tmp_path: Path, home: Path, pipelines: dict[str, Path]) -> Iterator[Sandbox]:
     """A sandbox, and a hub that answers while it is used."""
-    hub = Played({})
+    hub = Server({})
     yield sandbox.build(tmp_path / "box", home, hub, pipelines)
     hub.close()
 

@@ -38,7 +38,7 @@ _LIBRARIES_LEFT_OUT = ("_test", "_xxtest", "_codecs_", "_curses", "_sqlite3", "_
 
 
 def build(folder: Path) -> None:
-    """Write the channel: python, the wheels of ensurepip, a noarch package with a script, and one that needs CUDA."""
+    """Write a channel: python, ensurepip's wheels, a noarch package with a script, and a package that needs CUDA."""
     for subfolder in (PLATFORM, "noarch"):
         (folder / subfolder).mkdir(parents=True)
     _python(folder)
@@ -83,7 +83,7 @@ class _Quiet(ThreadingHTTPServer):
         """Print nothing about clients that disconnect early, because tests kill them."""
 
 
-class Served:
+class FolderServer:
     """Serves a folder on loopback.
 
     `seen` records the requested paths. `faults` is {part of a path: HTTP status or body of each wrong response}.
@@ -104,13 +104,13 @@ class Served:
         self.thread.join()
 
 
-def serving(folder: Path) -> Iterator[Served]:
-    served = Served(folder)
+def serving(folder: Path) -> Iterator[FolderServer]:
+    served = FolderServer(folder)
     yield served
     served.close()
 
 
-def _handler(served: Served) -> type[SimpleHTTPRequestHandler]:
+def _handler(served: FolderServer) -> type[SimpleHTTPRequestHandler]:
     class Handler(SimpleHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

@@ -23,7 +23,7 @@ from provision.lockfiles import conda_lock
 from tests import limited_fs
 from tests.provision import conda_channel, silent_server
 from tests.provision.fake_hub import FakeHub, handler
-from tests.provision.http_server import Fault, Played, Raw
+from tests.provision.http_server import Fault, RawServer, Server
 
 if TYPE_CHECKING:
     import socket
@@ -115,7 +115,7 @@ def envs(tmp_path: Path, wheels: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """Start a hub, and set HF_ENDPOINT to it."""
+    """Start a hub with two small files, and set HF_ENDPOINT to its URL."""
     served = FakeHub({"config.json": b'{"a": 1}\n', "model.safetensors": bytes(range(256)) * 4096})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(served))
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -130,16 +130,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture(scope="session")
 def channel_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a conda channel once for all tests, and return its parent folder."""
+    """Build a conda channel once for all tests, and return the parent folder of the channel `conda-forge`."""
     folder = tmp_path_factory.mktemp("channel")
     conda_channel.build(folder / "conda-forge")
     return folder
 
 
 @pytest.fixture
-def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
+def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.FolderServer]:
     """Serve the conda channel on loopback, and set CONDA_CHANNEL_ALIAS to its URL, as conda users set a mirror."""
-    served = conda_channel.Served(channel_folder)
+    served = conda_channel.FolderServer(channel_folder)
     monkeypatch.setenv("CONDA_CHANNEL_ALIAS", served.url)
     yield served
     served.close()
@@ -147,7 +147,7 @@ def conda(channel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[con
 
 @pytest.fixture
 def conda_envs(envs: Path, channel_folder: Path) -> Path:
-    """Add a conda lock and an environment.yml to the envs/ folder."""
+    """Add a conda lock and an environment.yml to the definition envs/diffusers, and return envs/."""
     packages = conda_channel.locked(channel_folder / "conda-forge", "python", "pip", "hello=1.0")
     text = conda_lock.lock_text(packages, ["conda-forge"], ["environment.yml"])
     (envs / "diffusers/conda-lock.yml").write_text(text)
@@ -156,7 +156,7 @@ def conda_envs(envs: Path, channel_folder: Path) -> Path:
 
 
 @pytest.fixture
-def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.Served]:
+def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[conda_channel.FolderServer]:
     """Serve the wheels as an index on loopback; pip's settings name the index instead of the folder."""
     simple = tmp_path / "index"
     for wheel in wheels.glob("*.whl"):
@@ -165,7 +165,7 @@ def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         shutil.copy(wheel, page)
         links = "".join(f'<a href="{file.name}">{file.name}</a>' for file in sorted(page.glob("*.whl")))
         (page / "index.html").write_text(links)
-    served = conda_channel.Served(simple)
+    served = conda_channel.FolderServer(simple)
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", served.url)
@@ -175,7 +175,7 @@ def index(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
-    """Make a folder on another file system than the temporary folder."""
+    """Yield a new folder on another file system than that of `tmp_path`."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
     if folder.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("this machine has one file system only")
@@ -196,7 +196,7 @@ def source(home: Path) -> Path:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Root:
-    """Make a root with a hub cache."""
+    """Return a root with a state folder and an empty hub cache, without a marker."""
     root = Root(tmp_path / "root")
     root.state.mkdir(parents=True)
     root.hub.mkdir(parents=True)
@@ -205,7 +205,7 @@ def root(tmp_path: Path) -> Root:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a real file system of 8 MB and 64 inodes."""
+    """Mount a tmpfs of 8 MB and 64 inodes, and yield its mount point."""
     mount = tmp_path / "small"
     mount.mkdir()
     options = "size=8m,nr_inodes=64"
@@ -238,7 +238,7 @@ def limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 @pytest.fixture
 def overlay(tmp_path: Path) -> Iterator[Path]:
-    """Mount a real overlayfs, as in a container; its lower layer holds miniconda3/envs/e."""
+    """Mount an overlayfs whose lower layer has miniconda3/envs/e, as in a container, and yield its mount point."""
     layer, upper, work, merged = (tmp_path / name for name in ("layer", "upper", "work-layer", "merged"))
     for folder in (layer / "miniconda3/envs/e", upper, work, merged):
         folder.mkdir(parents=True)
@@ -254,13 +254,13 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Return a function that starts a loopback HTTP server with {URL path: content} and faults, until the test ends."""
     silent_server.replace_read_timeout(monkeypatch)
-    started: list[Played] = []
+    started: list[Server] = []
 
-    def start(content: dict[str, bytes], *faults: Fault) -> Played:
-        started.append(Played(content, *faults))
+    def start(content: dict[str, bytes], *faults: Fault) -> Server:
+        started.append(Server(content, *faults))
         return started[-1]
 
     yield start
@@ -269,13 +269,15 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
-def raw(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Raw, socket.socket], None]], Raw]]:
+def serve_raw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[[Callable[[RawServer, socket.socket], None]], RawServer]]:
     """Return a function that starts a loopback server whose bytes a script sends, until the test ends."""
     silent_server.replace_read_timeout(monkeypatch)
-    started: list[Raw] = []
+    started: list[RawServer] = []
 
-    def start(script: Callable[[Raw, socket.socket], None]) -> Raw:
-        started.append(Raw(script))
+    def start(script: Callable[[RawServer, socket.socket], None]) -> RawServer:
+        started.append(RawServer(script))
         return started[-1]
 
     yield start
@@ -292,7 +294,7 @@ def flags(tmp_path: Path, envs: Path) -> list[object]:
 
 @pytest.fixture(scope="session")
 def flock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the library that replaces flock in a process."""
+    """Compile the library that replaces flock in a process, and return its path."""
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("the library that replaces flock needs Linux and gcc")
     library = tmp_path_factory.mktemp("flock") / "flock.so"
@@ -303,7 +305,7 @@ def flock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def set_flock_error(flock_library: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Return a function that makes flock fail with the named errno in later child processes, or succeed for ''."""
+    """Return a function that makes flock in later child processes fail with a named errno, or always succeed ("")."""
 
     def replace_flock(error: str) -> None:
         monkeypatch.setenv("LD_PRELOAD", str(flock_library))

@@ -54,8 +54,8 @@ class Fault:
     times: int | None = None
 
 
-class Played:
-    """Serves {path: content} with ranges on a loopback port, and records the requests."""
+class Server:
+    """Serves {URL path: content} with range requests on a loopback port, and records the requests."""
 
     def __init__(self, content: dict[str, bytes], *faults: Fault) -> None:
         self.content = content
@@ -65,7 +65,7 @@ class Played:
         self.requests: list[tuple[str, str, str | None]] = []
         self.over = threading.Event()
         self.met = 0
-        self.server = _Server(("127.0.0.1", 0), _handler(self))
+        self.server = _QuietServer(("127.0.0.1", 0), _handler(self))
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -102,19 +102,19 @@ class Played:
         return None
 
 
-class Raw:
-    """Listens on a loopback port until the test ends, and calls `script` to send raw bytes on each connection."""
+class RawServer:
+    """Listens on a loopback port until the test ends, and calls `script` to send bytes on each connection."""
 
-    def __init__(self, script: Callable[[Raw, socket.socket], None]) -> None:
+    def __init__(self, script: Callable[[RawServer, socket.socket], None]) -> None:
         self.over = threading.Event()
         self.sent = 0
-        raw = self
+        raw_server = self
 
         class Handler(socketserver.BaseRequestHandler):
             def handle(self) -> None:
                 self.request.recv(1 << 16)
                 try:
-                    script(raw, self.request)
+                    script(raw_server, self.request)
                 except OSError:
                     """The client has closed the connection."""
 
@@ -162,14 +162,14 @@ def index(wheels: Iterable[Path], *, hashes: bool = True, as_json: bool = False)
     return content
 
 
-class _Server(ThreadingHTTPServer):
+class _QuietServer(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *_: object) -> None:
         """Print nothing about clients that disconnect early, which tests do on purpose."""
 
 
-def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
+def _handler(server: Server) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one class, whose methods are counted together)
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -183,10 +183,10 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
 
         def answer(self, *, body: bool) -> None:
             path = self.path.partition("?")[0]
-            played.seen.append((path, dict(self.headers)))
-            played.requests.append((self.command, path, self.headers.get("Authorization")))
-            fault = played.fault_for(path, self.headers) or Fault()
-            content = played.content.get(path)
+            server.seen.append((path, dict(self.headers)))
+            server.requests.append((self.command, path, self.headers.get("Authorization")))
+            fault = server.fault_for(path, self.headers) or Fault()
+            content = server.content.get(path)
             if fault.chunked is not None:
                 self.without_length(fault.chunked)
                 return
@@ -203,7 +203,7 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
                 content = bytes([content[0]]) + bytes(byte ^ 1 for byte in content[1:])
             kind = "application/vnd.pypi.simple.v1+json" if content.startswith(b"{") else "text/html"
             headers = {"Content-Type": kind if path.endswith("/") else "application/octet-stream"}
-            headers |= played.headers.get(path, {})
+            headers |= server.headers.get(path, {})
             requested = None if fault.no_range else re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
             status, part = 200, content
             if requested:
@@ -230,7 +230,7 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
                 self.wfile.flush()
                 if fault.crawl_at is None:
                     self.fall_silent()
-                played.over.wait()
+                server.over.wait()
                 self.close_connection = True
             elif fault.cut is not None and len(content) > fault.cut:
                 self.wfile.write(content[: fault.cut])
@@ -241,8 +241,8 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
                 self.wfile.write(content)
 
         def fall_silent(self) -> None:
-            if played.port in SILENT:
-                SILENT[played.port].add(self.client_address[1])
+            if server.port in SILENT:
+                SILENT[server.port].add(self.client_address[1])
 
         def without_length(self, count: int) -> None:
             self.send_response(200)
@@ -258,7 +258,7 @@ def _handler(played: Played) -> type[BaseHTTPRequestHandler]:  # noqa: C901 (one
             for start in range(0, len(content), step):
                 self.wfile.write(content[start : start + step])
                 self.wfile.flush()
-                if played.over.wait(step / rate):
+                if server.over.wait(step / rate):
                     self.close_connection = True
                     return
 

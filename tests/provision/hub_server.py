@@ -11,7 +11,7 @@ from tests.provision.fake_hub import git_sha1
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.provision.http_server import Fault, Played
+    from tests.provision.http_server import Fault, Server
 
 REVISION = "1" * 40
 
@@ -52,19 +52,19 @@ def served(repo: str, files: dict[str, bytes], revision: str = REVISION, **chang
     return content, headers
 
 
-def start(play: Any, repo: str, files: dict[str, bytes], *faults: Fault, **changes: Any) -> Played:
+def start(serve: Any, repo: str, files: dict[str, bytes], *faults: Fault, **changes: Any) -> Server:
     """Start a hub with one repository and these faults; `changes` are passed to `served`."""
     content, headers = served(repo, files, **changes)
-    played: Played = play(content, *faults)
-    played.headers = headers
-    return played
+    server: Server = serve(content, *faults)
+    server.headers = headers
+    return server
 
 
-def add(played: Played, repo: str, files: dict[str, bytes]) -> None:
+def add(server: Server, repo: str, files: dict[str, bytes]) -> None:
     """Add a repository with these files to a running hub."""
     content, headers = served(repo, files)
-    played.content |= content
-    played.headers |= headers
+    server.content |= content
+    server.headers |= headers
 
 
 def manifest_entry(

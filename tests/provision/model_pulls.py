@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from provision.core.layout import Root
     from provision.net.source_health import SourceHealth
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 REPO = "owner/model"
 WEIGHTS = "unet/model.safetensors"
@@ -78,9 +78,9 @@ def is_whole(work: Pull) -> bool:
     )
 
 
-def gets(played: Played, path: str) -> int:
+def gets(server: Server, path: str) -> int:
     """Return how many GET requests the server got whose path contains `path`."""
-    return sum(method == "GET" and path in request_path for method, request_path, _ in played.requests)
+    return sum(method == "GET" and path in request_path for method, request_path, _ in server.requests)
 
 
 def skip_waits(health: SourceHealth) -> tuple[list[str], list[float]]:

@@ -18,7 +18,7 @@ NAMES = st.binary(min_size=1, max_size=60).filter(
 
 
 def fill(folder: Path) -> dict[str, object]:
-    """Build a tree with unusual names, links, holes, modes and special files, and return `read` of it."""
+    """Build a tree with unusual names, links, holes, modes and special files, and return `read(folder)`."""
     (folder / "blobs/deep/er").mkdir(parents=True)
     (folder / "empty/folder").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(os.urandom(3_000_000))
@@ -54,7 +54,7 @@ def fill(folder: Path) -> dict[str, object]:
 
 
 def small(folder: Path) -> dict[str, object]:
-    """Build a few files, links and folders, for tests that move hundreds of trees, and return `read` of the tree."""
+    """Build a few files, links and folders, for tests that move hundreds of trees, and return `read(folder)`."""
     (folder / "blobs/deep").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(os.urandom(2_500_000))
     (folder / "blobs/b").write_bytes(os.urandom(300))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # {port of a server: ports of the clients to which this server has stopped sending}.
 SILENT: dict[int, set[int]] = {}
-# The clock of `body.StallTimeout`, which `Raw.drip` advances.
+# The clock of `body.StallTimeout`, which `RawServer.drip` advances.
 CLOCK = Standing()
 _GUARD_SECONDS = 600.0  # ends a hanging test; no test asserts on this value
 

@@ -168,7 +168,7 @@ def test_interrupted_bootstrap_ends_its_child_processes(
     child, grandchild = map(int, pids.read_text().split())
     assert not psutil.pid_exists(child)
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(grandchild).wait(600)  # init reaps the orphan, perhaps later
+        psutil.Process(grandchild).wait(600)  # the process without a parent may end later
 
 
 def test_error_of_the_bootstrap_contains_no_password_and_no_token(tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_long_installation_shows_its_written_and_expected_bytes(
     text = stderr.getvalue()
     lines = text.replace("\r\x1b[K", "\n").splitlines()
     assert "bootstrap: uv installs: 3 of about " in text
-    assert max(map(len, lines)) < 60 or not is_terminal, "a wrapped line cannot be overwritten"
+    assert max(map(len, lines)) < 60 or not is_terminal, "a line that the terminal wraps cannot be erased"
     assert " MB written, " in text
     assert text.endswith("\r\x1b[K" if is_terminal else " s\n"), "the live counter is erased, a plain line stays"
 

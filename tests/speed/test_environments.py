@@ -51,13 +51,13 @@ def seconds(argv: list[object], env: dict[str, str], stdin: str | None = None) -
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[conda_channel.Served]:
+def served(tmp_path: Path) -> Iterator[conda_channel.FolderServer]:
     conda_channel.build(tmp_path / "channel/conda-forge")
     yield from conda_channel.serving(tmp_path / "channel")
 
 
 @pytest.fixture
-def envs(tmp_path: Path, served: conda_channel.Served) -> Path:
+def envs(tmp_path: Path, served: conda_channel.FolderServer) -> Path:
     """Return a copy of the shipped envs/ whose conda packages come from the channel on loopback."""
     folder = tmp_path / "envs"
     shutil.copytree(CHECKOUT / "envs", folder)
@@ -68,7 +68,7 @@ def envs(tmp_path: Path, served: conda_channel.Served) -> Path:
 
 
 @pytest.fixture
-def machine(home: Path, served: conda_channel.Served) -> dict[str, str]:
+def machine(home: Path, served: conda_channel.FolderServer) -> dict[str, str]:
     """Return the environment variables: the machine's package sources, an empty home, and the channel as mirror."""
     env = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
     settings = pip_settings.pip_settings(MACHINE)
@@ -83,7 +83,7 @@ def test_create_against_bare_rattler_and_uv(
     benchmark: BenchmarkFixture,
     tmp_path: Path,
     envs: Path,
-    served: conda_channel.Served,
+    served: conda_channel.FolderServer,
     machine: dict[str, str],
     caches: str,
     capsys: pytest.CaptureFixture[str],

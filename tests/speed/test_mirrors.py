@@ -20,7 +20,7 @@ from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_mirror import ProbeTarget
 from provision.net.source_health import SourceHealth
 from tests.provision.conftest import lock_text, write_wheel
-from tests.provision.http_server import Fault, Played, index
+from tests.provision.http_server import Fault, Server, index
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,11 +32,11 @@ COUNT, SIZE = 20, 2_000_000
 
 
 @pytest.fixture
-def play() -> Iterator[Any]:
-    started: list[Played] = []
+def serve() -> Iterator[Any]:
+    started: list[Server] = []
 
-    def start(content: dict[str, bytes], *faults: Fault) -> Played:
-        started.append(Played(content, *faults))
+    def start(content: dict[str, bytes], *faults: Fault) -> Server:
+        started.append(Server(content, *faults))
         return started[-1]
 
     yield start
@@ -59,11 +59,11 @@ def session() -> requests.Session:
     return requests.Session()
 
 
-def test_probe_of_37_mirrors_of_which_half_stall(benchmark: BenchmarkFixture, play: Any, files: list[Path]) -> None:
+def test_probe_of_37_mirrors_of_which_half_stall(benchmark: BenchmarkFixture, serve: Any, files: list[Path]) -> None:
     # The same probe runs on all mirrors at once, and on one after another.
     content = index(files[:3])
     targets = [
-        ProbeTarget("pip", f"m{number}", f"{play(content, *([Fault(stall=True)] if number % 2 else [])).url}/simple")
+        ProbeTarget("pip", f"m{number}", f"{serve(content, *([Fault(stall=True)] if number % 2 else [])).url}/simple")
         for number in range(37)
     ]
     probe_files = {
@@ -82,7 +82,7 @@ def test_probe_of_37_mirrors_of_which_half_stall(benchmark: BenchmarkFixture, pl
 
 
 def test_install_through_the_failover_proxy_with_and_without_a_failing_mirror(
-    benchmark: BenchmarkFixture, play: Any, tmp_path: Path, files: list[Path]
+    benchmark: BenchmarkFixture, serve: Any, tmp_path: Path, files: list[Path]
 ) -> None:
     # The reference is plain uv with the same mirror. In two variants the mirror disconnects or stalls after half the
     # files.
@@ -92,7 +92,7 @@ def test_install_through_the_failover_proxy_with_and_without_a_failing_mirror(
     def once(kind: str) -> float:
         faults = {"dies": [Fault("/files/", cut=SIZE // 4, after=COUNT // 2)]}
         faults["falls silent"] = [Fault("/files/", stall_at=SIZE // 4, after=COUNT // 2)]
-        first, second = play(content, *faults.get(kind, [])), play(content)
+        first, second = serve(content, *faults.get(kind, [])), serve(content)
         prefix, cache = tmp_path / "env", tmp_path / "cache"
         for folder in (prefix, cache):
             shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.provision import hub_server
-from tests.provision.http_server import Played
+from tests.provision.http_server import Server
 from tests.torture import all_scenarios, pull_scenario, write_log
 
 if TYPE_CHECKING:
@@ -42,12 +42,12 @@ def base(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def record(library: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Recorded]]:
     """Return a function that records the scenario of a given name."""
-    servers: list[Played] = []
+    servers: list[Server] = []
 
     def recording(name: str) -> Any:
         if name in pull_scenario.PULL and not servers:
             content, headers = hub_server.served(pull_scenario.REPO, pull_scenario.FILES)
-            servers.append(Played(content))
+            servers.append(Server(content))
             servers[0].headers = headers
             monkeypatch.setenv("HF_ENDPOINT", servers[0].url)
         return all_scenarios.recorded(name, library, base)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tests.provision import hub_server
 
 if TYPE_CHECKING:
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 HOSTS = ("A", "B")
 MODELS = {
@@ -121,7 +121,7 @@ class SharedVolume:
     """Holds a volume on `base`/disk and its two hosts; `clear` empties all disks for the next round."""
 
     base: Path
-    hub: Played
+    hub: Server
     agents: dict[tuple[str, str, str], Host] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.provision import hub_server
-from tests.provision.http_server import Played
+from tests.provision.http_server import Server
 from tests.torture import kill_commands, two_homes
 from tests.torture.kill_commands import Commands
 
@@ -40,7 +40,7 @@ def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def campaign(request: pytest.FixtureRequest, killer: Path, tmp_path: Path) -> Iterator[Callable[[int, int], Figures]]:
     """Return a function that makes a number of kills from a seed, and returns the figures."""
     content, headers = hub_server.served(kill_commands.REPO, kill_commands.FILES)
-    hub = Played(content)
+    hub = Server(content)
     hub.headers = headers
     memory = Path(tempfile.mkdtemp(dir="/dev/shm"))
     commands = Commands(tmp_path, killer, hub.url)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.provision import hub_server
-from tests.provision.http_server import Played
+from tests.provision.http_server import Server
 from tests.torture import shared_volume, two_hosts_history
 from tests.torture.shared_volume import MODELS, SAME, SharedVolume
 from tests.torture.two_hosts import Figures, Round
@@ -38,7 +38,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedVolume]:
         more_content, more_headers = hub_server.served(repo, files)
         content |= more_content
         headers |= more_headers
-    hub = Played(content)
+    hub = Server(content)
     hub.headers = headers
     memory = Path("/dev/shm")  # noqa: S108 (mkdtemp makes a folder with a unique name in it)
     base = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path_factory.mktemp("shared")))

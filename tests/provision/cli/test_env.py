@@ -42,7 +42,12 @@ def listed_environments(*root_flags: object) -> dict[str, dict[str, Any]]:
 
 
 def test_env_commands_create_run_list_and_remove_a_conda_environment(
-    tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
+    tmp_path: Path,
+    home: Path,
+    root_flags: list[object],
+    conda_envs: Path,
+    conda: conda_channel.FolderServer,
+    base: Path,
 ) -> None:
     created = provision("env", "create", *root_flags, "--envs", conda_envs, "--interpreter", "conda")
     assert created.returncode == 0, created.stdout + created.stderr
@@ -110,7 +115,12 @@ def test_env_remove_is_blocked_for_a_folder_that_firstlight_did_not_make(
 
 
 def test_repair_after_a_wipe_restores_the_link_by_which_conda_finds_the_environment(
-    tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
+    tmp_path: Path,
+    home: Path,
+    root_flags: list[object],
+    conda_envs: Path,
+    conda: conda_channel.FolderServer,
+    base: Path,
 ) -> None:
     assert provision("env", "create", *root_flags, "--envs", conda_envs).returncode == 0
     shutil.rmtree(home / ".conda")
@@ -120,7 +130,12 @@ def test_repair_after_a_wipe_restores_the_link_by_which_conda_finds_the_environm
 
 
 def test_new_environment_is_activated_by_its_path_if_conda_already_has_the_name(
-    tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
+    tmp_path: Path,
+    home: Path,
+    root_flags: list[object],
+    conda_envs: Path,
+    conda: conda_channel.FolderServer,
+    base: Path,
 ) -> None:
     (base / "envs/diffusers").mkdir()
     created = provision("env", "create", *root_flags, "--envs", conda_envs)
@@ -149,7 +164,12 @@ def test_env_create_with_a_wrong_argument_is_rejected_with_the_reason(
 
 
 def test_dangling_link_of_the_user_with_the_name_of_a_new_environment_is_kept_and_reported(
-    tmp_path: Path, home: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, base: Path
+    tmp_path: Path,
+    home: Path,
+    root_flags: list[object],
+    conda_envs: Path,
+    conda: conda_channel.FolderServer,
+    base: Path,
 ) -> None:
     link = home / ".conda/envs/diffusers"
     link.parent.mkdir(parents=True)
@@ -161,7 +181,7 @@ def test_dangling_link_of_the_user_with_the_name_of_a_new_environment_is_kept_an
 
 
 def test_pip_package_that_replaces_a_conda_package_is_listed_as_mixed(
-    tmp_path: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.Served, wheels: Path
+    tmp_path: Path, root_flags: list[object], conda_envs: Path, conda: conda_channel.FolderServer, wheels: Path
 ) -> None:
     assert provision("env", "create", *root_flags, "--envs", conda_envs).returncode == 0
     prefix = tmp_path / "root/envs/diffusers"

@@ -37,8 +37,8 @@ def test_environment_with_conda_and_pip_packages_is_locked_and_built_from_its_lo
     tmp_path: Path,
     definition_folder: Path,
     envs: Path,
-    conda: conda_channel.Served,
-    index: conda_channel.Served,
+    conda: conda_channel.FolderServer,
+    index: conda_channel.FolderServer,
     root_flags: list[object],
 ) -> None:
     (definition_folder / "requirements.in").write_text("greet\n")
@@ -73,8 +73,8 @@ def test_env_create_without_a_lock_file_is_rejected_and_suggests_env_lock(
 def test_env_lock_writes_a_pip_lock_only_if_environment_yml_has_a_pip_section(
     definition_folder: Path,
     envs: Path,
-    conda: conda_channel.Served,
-    index: conda_channel.Served,
+    conda: conda_channel.FolderServer,
+    index: conda_channel.FolderServer,
     root_flags: list[object],
 ) -> None:
     assert provision("env", "lock", "mine", "--envs", envs, "--platform", conda_channel.PLATFORM).returncode == 0
@@ -120,7 +120,7 @@ def test_wrong_or_conflicting_environment_yml_is_rejected_with_the_reason(
 
 
 def test_env_lock_fails_if_pip_finds_no_package_with_the_version_of_the_conda_lock(
-    definition_folder: Path, envs: Path, index: conda_channel.Served, wheels: Path
+    definition_folder: Path, envs: Path, index: conda_channel.FolderServer, wheels: Path
 ) -> None:
     (definition_folder / "requirements.in").write_text("greet\n")
     package = conda_lock.CondaPackage(

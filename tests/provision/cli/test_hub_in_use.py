@@ -22,7 +22,7 @@ from tests.provision import hub_server, run_command
 from tests.provision.hub_server import manifest_entry
 
 if TYPE_CHECKING:
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 REPO = "owner/model"
 FILES = {"model_index.json": b"{}", "unet/model.safetensors": b"W" * 3000}
@@ -40,10 +40,10 @@ def root(tmp_path: Path) -> Root:
 
 
 @pytest.fixture
-def flags(play: Any, monkeypatch: pytest.MonkeyPatch, envs: Path, tmp_path: Path, root: Root) -> list[object]:
+def flags(serve: Any, monkeypatch: pytest.MonkeyPatch, envs: Path, tmp_path: Path, root: Root) -> list[object]:
     """Start a hub with one model, and return the flags for the root and a manifest with that model."""
-    played: Played = hub_server.start(play, REPO, FILES)
-    monkeypatch.setenv("HF_ENDPOINT", played.url)
+    server: Server = hub_server.start(serve, REPO, FILES)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
     (envs / "models.toml").write_text(manifest_entry("m", REPO, FILES))
     (envs / "architectures").symlink_to(CHECKOUT / "envs/architectures")
     (tmp_path / "host.toml").write_text('relocate = []\nmodels = ["m"]\n')
@@ -124,7 +124,7 @@ def test_relative_path_of_the_hub_cache_is_reported_with_the_absolute_path_to_ex
     code, text = output_of("models", "pull", "m", *flags)
     assert code == 3
     assert "relative path" in text
-    assert is_found(), "in this working folder"
+    assert is_found(), "the relative path leads to the models in the current working folder"
     assert HubStep(root).check().state is State.DRIFTED
     assert f"export HF_HUB_CACHE={shlex.quote(str(Path(value).absolute()))}" in text
 

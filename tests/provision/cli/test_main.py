@@ -24,7 +24,7 @@ from tests.provision.run_command import process, provision
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.provision.conda_channel import Served
+    from tests.provision.conda_channel import FolderServer
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_second_setup_writes_nothing(tmp_path: Path, home: Path, flags: list[obj
     assert "nothing to change" in again.stdout
     for command in ("status", "plan", "repair"):
         assert provision(command, *flags).returncode == 0, command
-    assert listing(tmp_path / "root", home) == before, "a second run makes no write"
+    assert listing(tmp_path / "root", home) == before, "a second run writes nothing"
 
 
 def test_json_output_of_setup_is_one_object_with_fixed_keys(flags: list[object]) -> None:
@@ -95,7 +95,7 @@ def test_commands_without_root_flag_find_the_root_by_the_links_of_the_first_setu
     assert absent.returncode == 4
     assert f"{root} is not mounted" in absent.stdout + absent.stderr
     assert not root.exists()
-    assert not (home / ".local/share").exists(), "no other root takes its place"
+    assert not (home / ".local/share").exists(), "no other root is made instead"
     (tmp_path / "unmounted").rename(root)
 
     second = provision("plan", "--root", tmp_path / "second", *unnamed)
@@ -140,7 +140,7 @@ def test_setup_repair_and_status_are_blocked_while_the_volume_is_unmounted(tmp_p
         done = provision(command, *flags)
         assert done.returncode == 4, command
         assert "is not mounted" in done.stdout + done.stderr
-        assert not (tmp_path / "root").exists(), f"{command} wrote below an absent volume"
+        assert not (tmp_path / "root").exists(), f"{command} wrote into the mount point of an absent volume"
     (tmp_path / "unmounted").rename(tmp_path / "root")
     assert provision("status", *flags).returncode == 0
 
@@ -157,7 +157,7 @@ def test_setup_writes_nothing_more_after_its_volume_is_unmounted(
     def apply_then_unmount(self: RelocateStep) -> None:
         apply(self)
         (tmp_path / "root").rename(tmp_path / "unmounted")
-        (tmp_path / "root").mkdir()  # the mount point
+        (tmp_path / "root").mkdir()  # the empty mount point stays
 
     monkeypatch.setattr(RelocateStep, "apply", apply_then_unmount)
     plan = resolve_host(str(tmp_path / "root"), tmp_path / "host.toml", envs)
@@ -183,7 +183,9 @@ def test_verify_finds_one_changed_byte_and_setup_corrects_it(tmp_path: Path, fla
     # The file is a hard link into uv's cache, so a write in place damages both.
     with victim.open("r+") as file:
         file.write("y")
-    assert provision("status", *flags).returncode == 0, "the size is right, and a quick check hashes no file"
+    assert provision("status", *flags).returncode == 0, (
+        "the size of the file is right, and a quick check hashes no file"
+    )
     verified = provision("verify", *flags)
     assert verified.returncode == 3
     assert "torch/big.txt does not have its recorded content" in verified.stdout
@@ -194,7 +196,7 @@ def test_verify_finds_one_changed_byte_and_setup_corrects_it(tmp_path: Path, fla
 
 
 def test_repair_restores_a_deleted_package_file_from_uvs_cache_without_a_request(
-    tmp_path: Path, flags: list[object], index: Served
+    tmp_path: Path, flags: list[object], index: FolderServer
 ) -> None:
     assert provision("setup", *flags).returncode == 0
     index.seen.clear()
@@ -205,7 +207,7 @@ def test_repair_restores_a_deleted_package_file_from_uvs_cache_without_a_request
 
 
 def test_repair_after_the_loss_of_uvs_cache_is_blocked_and_suggests_setup(
-    tmp_path: Path, flags: list[object], index: Served
+    tmp_path: Path, flags: list[object], index: FolderServer
 ) -> None:
     assert provision("setup", *flags).returncode == 0
     shutil.rmtree(tmp_path / "root/cache/uv")
@@ -283,7 +285,7 @@ class TestDisks:
         assert "about 5,000,000 are needed" in done.stdout
 
     def test_environment_build_that_filled_the_disk_succeeds_when_there_is_more_space(
-        self, disk: Path, flags: list[object], conda_envs: Path, conda: Served
+        self, disk: Path, flags: list[object], conda_envs: Path, conda: FolderServer
     ) -> None:
         """Fill the disk while a package is unpacked; with more space, the same command unpacks the package again."""
         subprocess.run(["mount", "-o", "remount,size=12m", disk], check=True)

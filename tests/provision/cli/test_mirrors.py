@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.provision import run_command
-from tests.provision.http_server import PORTAL, Fault, Played, index
+from tests.provision.http_server import PORTAL, Fault, Server, index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ def provision(*argv: object, **environ: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture
-def far(envs: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def isolated_envs(envs: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the envs/ folder of a host that has no mirror in its settings and cannot reach the official servers."""
     for name in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "HF_ENDPOINT"):
         monkeypatch.delenv(name)
@@ -38,14 +38,14 @@ def write_catalogue(envs: Path, **tools: dict[str, Any]) -> None:
     (envs / "mirrors.toml").write_text("\n".join(lines) + "\n")
 
 
-def pip_mirrors(envs: Path, **servers: Played) -> None:
+def pip_mirrors(envs: Path, **servers: Server) -> None:
     write_catalogue(envs, pip={name: f"{server.url}/simple" for name, server in servers.items()})
 
 
 @pytest.fixture
-def flags(tmp_path: Path, far: Path) -> list[object]:
+def flags(tmp_path: Path, isolated_envs: Path) -> list[object]:
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
-    return ["--root", tmp_path / "root", "--host", tmp_path / "host.toml", "--envs", far]
+    return ["--root", tmp_path / "root", "--host", tmp_path / "host.toml", "--envs", isolated_envs]
 
 
 def prefix(tmp_path: Path) -> Path:
@@ -70,12 +70,17 @@ UNUSABLE = {
 
 class TestProbe:
     def test_probe_selects_a_usable_mirror_and_reports_the_fault_of_each_unusable_one(
-        self, play: Any, far: Path, flags: list[object], wheels: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
-        write_probe_files(far, wheels)
-        servers = {name: play(content, fault) for name, (fault, _) in UNUSABLE.items()}
-        pip_mirrors(far, **servers, whole=play(content), crawls=play(content, Fault("/files/", bytes_a_second=100_000)))
+        write_probe_files(isolated_envs, wheels)
+        servers = {name: serve(content, fault) for name, (fault, _) in UNUSABLE.items()}
+        pip_mirrors(
+            isolated_envs,
+            **servers,
+            whole=serve(content),
+            crawls=serve(content, Fault("/files/", bytes_a_second=100_000)),
+        )
         done = provision("mirrors", "probe", "--tool", "pip", "--json", *flags)
         assert done.returncode == 0, done.stderr
         output = json.loads(done.stdout)
@@ -91,17 +96,19 @@ class TestProbe:
         assert "Campus Network Login" in table
         assert "pip: whole (" in table
 
-    def test_mirror_with_a_plain_http_url_of_a_public_host_is_rejected(self, far: Path, flags: list[object]) -> None:
-        write_catalogue(far, pip={"bad": "http://mirror.example/simple"})
+    def test_mirror_with_a_plain_http_url_of_a_public_host_is_rejected(
+        self, isolated_envs: Path, flags: list[object]
+    ) -> None:
+        write_catalogue(isolated_envs, pip={"bad": "http://mirror.example/simple"})
         done = provision("mirrors", "probe", *flags)
         assert done.returncode == 2
         assert "mirrors.toml, line 2, key pip.bad.url" in done.stderr
         assert "must be https" in done.stderr
 
     def test_users_catalogue_adds_mirrors_to_the_shipped_ones_and_disables_some(
-        self, far: Path, flags: list[object], tmp_path: Path
+        self, isolated_envs: Path, flags: list[object], tmp_path: Path
     ) -> None:
-        write_catalogue(far, pip={"one": "https://one.example"})
+        write_catalogue(isolated_envs, pip={"one": "https://one.example"})
         (tmp_path / "mine.toml").write_text(
             '[hf.lan]\nurl = "http://192.168.1.9:8090"\n[pip.one]\nurl = "https://x.y"\nenabled = false\n'
         )
@@ -138,10 +145,10 @@ def write_probe_files(envs: Path, wheels: Path) -> None:
 
 class TestSetup:
     def test_first_setup_selects_a_mirror_and_installs_and_the_second_sends_no_request(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path, home: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, tmp_path: Path, home: Path
     ) -> None:
-        mirror = play(index(sorted(wheels.glob("*.whl"))))
-        pip_mirrors(far, near=mirror)
+        mirror = serve(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(isolated_envs, near=mirror)
         done = provision("setup", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "pip near" in done.stdout
@@ -149,7 +156,7 @@ class TestSetup:
         assert f"index-url = {mirror.url}/simple" in (prefix(tmp_path) / "pip.conf").read_text()
         assert mirror.url in (home / ".config/pip/pip.conf").read_text()
         assert mirror.url in (home / ".config/uv/uv.toml").read_text()
-        assert not (home / ".condarc").exists(), "no conda is here"
+        assert not (home / ".condarc").exists(), "the home has no conda installation"
         assert not (tmp_path / "root/cache/arriving").exists()
         fetched = [line for line in journal(tmp_path) if line.get("act") == "fetched"]
         assert {(line["source"]) for line in fetched} == {"near"}
@@ -159,11 +166,11 @@ class TestSetup:
         assert (len(mirror.seen), sorted((tmp_path / "root/.firstlight/journal").iterdir())) == (requests, files)
 
     def test_setup_downloads_from_the_next_mirror_after_the_selected_one_stalls(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
-        failing = play(content)
-        pip_mirrors(far, failing=failing, other=play(content))
+        failing = serve(content)
+        pip_mirrors(isolated_envs, failing=failing, other=serve(content))
         assert provision("mirrors", "use", "failing", *flags).returncode == 0
         big = next(path for path in content if "torch" in path and path.startswith("/files"))
         failing.faults = [Fault(big, stall_at=len(content[big]) // 2)]
@@ -172,11 +179,11 @@ class TestSetup:
         assert "from other (failing: it timed out" in done.stdout
 
     def test_setup_bans_and_names_a_mirror_that_sends_wrong_content(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
         content = index(sorted(wheels.glob("*.whl")))
-        corrupt = play(content)
-        pip_mirrors(far, corrupt=corrupt, intact=play(content))
+        corrupt = serve(content)
+        pip_mirrors(isolated_envs, corrupt=corrupt, intact=serve(content))
         assert provision("mirrors", "use", "corrupt", *flags).returncode == 0
         corrupt.faults = [Fault("/files/torch", flip=True)]
         done = provision("setup", *flags)
@@ -185,10 +192,10 @@ class TestSetup:
         assert any(line.get("act") == "mirror" for line in journal(tmp_path))
 
     def test_setup_keeps_the_users_pip_index_until_the_user_selects_a_mirror(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path, index_server: Played
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, home: Path, index_server: Server
     ) -> None:
-        mirror = play(index(sorted(wheels.glob("*.whl"))))
-        pip_mirrors(far, near=mirror)
+        mirror = serve(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(isolated_envs, near=mirror)
         (home / ".config/pip").mkdir(parents=True)
         own = f"[global]\nindex-url = {index_server.url}/simple\n"
         (home / ".config/pip/pip.conf").write_text(own)
@@ -207,8 +214,8 @@ class TestSetup:
 
     def test_conda_package_that_the_selected_mirror_lacks_is_installed_from_the_next_mirror(
         self,
-        play: Any,
-        far: Path,
+        serve: Any,
+        isolated_envs: Path,
         conda_envs: Path,
         channel_folder: Path,
         flags: list[object],
@@ -220,9 +227,9 @@ class TestSetup:
             for path in channel_folder.rglob("*")
             if path.is_file()
         }
-        failing, whole, pip = play(served), play(served), play(index(sorted(wheels.glob("*.whl"))))
+        failing, whole, pip = serve(served), serve(served), serve(index(sorted(wheels.glob("*.whl"))))
         urls = {"failing": f"{failing.url}/cloud", "whole": f"{whole.url}/cloud"}
-        write_catalogue(far, conda=urls, pip={"near": f"{pip.url}/simple"})
+        write_catalogue(isolated_envs, conda=urls, pip={"near": f"{pip.url}/simple"})
         assert provision("mirrors", "use", "failing", *flags).returncode == 0
         failing.faults = [Fault("hello", status=404)]
         done = provision("setup", *flags)
@@ -238,8 +245,8 @@ class TestSetup:
 
     def test_setup_pulls_a_model_file_from_the_next_hub_after_wrong_content(
         self,
-        play: Any,
-        far: Path,
+        serve: Any,
+        isolated_envs: Path,
         flags: list[object],
         wheels: Path,
         hub: FakeHub,
@@ -247,13 +254,15 @@ class TestSetup:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.delenv("HF_ENDPOINT")
-        (far / "models.toml").write_text(hub.manifest())
+        (isolated_envs / "models.toml").write_text(hub.manifest())
         (tmp_path / "host.toml").write_text('relocate = []\nmodels = ["model"]\n')
-        corrupt = play({f"/{hub.repo}/resolve/{hub.revision}/{path}": content for path, content in hub.files.items()})
+        corrupt = serve({f"/{hub.repo}/resolve/{hub.revision}/{path}": content for path, content in hub.files.items()})
         tree = f"/api/models/{hub.repo}/tree/{hub.revision}"
         corrupt.content[tree] = json.dumps(hub.entries()).encode()
-        pip = play(index(sorted(wheels.glob("*.whl"))))
-        write_catalogue(far, hf={"corrupt": corrupt.url, "intact": hub.url}, pip={"near": f"{pip.url}/simple"})
+        pip = serve(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(
+            isolated_envs, hf={"corrupt": corrupt.url, "intact": hub.url}, pip={"near": f"{pip.url}/simple"}
+        )
         assert provision("mirrors", "use", "corrupt", *flags).returncode == 0
         corrupt.faults = [Fault("safetensors", flip=True)]
         done = provision("setup", *flags, HF_TOKEN="hf_" + "s" * 20)
@@ -263,20 +272,20 @@ class TestSetup:
         assert "hf_sss" not in str(corrupt.seen) + str(hub.seen) + done.stdout + done.stderr
 
     def test_environment_built_after_a_hub_mirror_was_selected_has_the_mirror_in_hf_endpoint(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
-        pip = play(index(sorted(wheels.glob("*.whl"))))
-        write_catalogue(far, hf={"near": pip.url}, pip={"near": f"{pip.url}/simple"})
+        pip = serve(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(isolated_envs, hf={"near": pip.url}, pip={"near": f"{pip.url}/simple"})
         assert provision("mirrors", "use", "near", *flags).returncode == 0
         assert provision("env", "create", "diffusers", *flags).returncode == 0
         argv = [str(prefix(tmp_path) / "bin/python"), "-c", "import os; print(os.environ.get('HF_ENDPOINT'))"]
         assert subprocess.run(argv, env={}, capture_output=True, text=True, check=True).stdout == f"{pip.url}\n"
 
     def test_environment_from_a_mirror_is_repaired_after_the_mirror_has_closed(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
-        mirror = play(index(sorted(wheels.glob("*.whl"))))
-        pip_mirrors(far, near=mirror)
+        mirror = serve(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(isolated_envs, near=mirror)
         assert provision("setup", *flags).returncode == 0
         mirror.close()
         harmed = next(prefix(tmp_path).glob("lib/*/site-packages/torch/big.txt"))
@@ -286,10 +295,10 @@ class TestSetup:
         assert harmed.exists()
 
     def test_setup_and_mirrors_use_with_offline_contact_no_mirror(
-        self, play: Any, far: Path, flags: list[object], wheels: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path
     ) -> None:
-        mirror = play(index(sorted(wheels.glob("*.whl"))))
-        pip_mirrors(far, near=mirror)
+        mirror = serve(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(isolated_envs, near=mirror)
         assert "this run is offline" in provision("setup", "--offline", *flags).stdout
         assert provision("mirrors", "use", "near", "--offline", *flags).returncode == 0
         assert not mirror.seen
@@ -297,9 +306,9 @@ class TestSetup:
 
 class TestUse:
     def test_undo_of_mirrors_use_removes_the_settings_that_it_wrote(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
-        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        pip_mirrors(isolated_envs, near=serve(index(sorted(wheels.glob("*.whl")))))
         before = sorted(str(path) for path in home.rglob("*"))
         assert provision("mirrors", "use", "auto", *flags).returncode == 0
         assert (home / ".config/pip/pip.conf").exists()
@@ -309,9 +318,9 @@ class TestUse:
         assert "UV_DEFAULT_INDEX" not in provision("shellenv", *flags[:4]).stdout
 
     def test_mirrors_use_rejects_an_unusable_mirror_and_writes_no_settings(
-        self, play: Any, far: Path, flags: list[object], home: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], home: Path
     ) -> None:
-        pip_mirrors(far, dead=play({}, Fault(body=PORTAL)))
+        pip_mirrors(isolated_envs, dead=serve({}, Fault(body=PORTAL)))
         done = provision("mirrors", "use", "dead", *flags)
         assert done.returncode == 1
         assert "dead cannot be used for pip" in done.stdout + done.stderr
@@ -319,19 +328,19 @@ class TestUse:
         assert not (home / ".config").exists()
 
     def test_mirrors_use_official_removes_the_settings_of_the_earlier_mirror(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
-        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        pip_mirrors(isolated_envs, near=serve(index(sorted(wheels.glob("*.whl")))))
         assert provision("mirrors", "use", "near", *flags).returncode == 0
         assert provision("mirrors", "use", "official", *flags).returncode == 0
         assert not (home / ".config/pip/pip.conf").exists()
         assert provision("shellenv", *flags[:4]).stdout == ""
 
     def test_status_after_mirrors_restore_reports_that_no_mirror_is_used(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, home: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, home: Path
     ) -> None:
-        mirror = play(index(sorted(wheels.glob("*.whl"))))
-        pip_mirrors(far, near=mirror)
+        mirror = serve(index(sorted(wheels.glob("*.whl"))))
+        pip_mirrors(isolated_envs, near=mirror)
         assert provision("mirrors", "use", "auto", *flags).returncode == 0
         done = provision("mirrors", "restore", *flags[:4])
         assert done.returncode == 0, done.stdout + done.stderr
@@ -340,17 +349,17 @@ class TestUse:
         assert "no mirrors since `mirrors restore`" in status
 
     def test_mirrors_use_reports_a_variable_of_the_shell_that_overrides_the_mirror(
-        self, play: Any, far: Path, flags: list[object], wheels: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path
     ) -> None:
-        pip_mirrors(far, near=play(index(sorted(wheels.glob("*.whl")))))
+        pip_mirrors(isolated_envs, near=serve(index(sorted(wheels.glob("*.whl")))))
         done = provision("mirrors", "use", "near", *flags, UV_DEFAULT_INDEX="https://mine.example")
         assert "UV_DEFAULT_INDEX is set in this shell and has priority over the mirror" in done.stdout, done.stderr
 
     def test_host_toml_selects_a_mirror_for_each_tool_and_an_unknown_mirror_is_rejected(
-        self, play: Any, far: Path, flags: list[object], wheels: Path, tmp_path: Path
+        self, serve: Any, isolated_envs: Path, flags: list[object], wheels: Path, tmp_path: Path
     ) -> None:
-        near = play(index(sorted(wheels.glob("*.whl"))))
-        write_catalogue(far, pip={"near": f"{near.url}/simple"}, hf={"lan": "http://127.0.0.1:9"})
+        near = serve(index(sorted(wheels.glob("*.whl"))))
+        write_catalogue(isolated_envs, pip={"near": f"{near.url}/simple"}, hf={"lan": "http://127.0.0.1:9"})
         with (tmp_path / "host.toml").open("a") as host:
             host.write('mirror = {pip = "near", hf = "keep"}\n')
         done = provision("plan", *flags)
@@ -369,14 +378,14 @@ class TestUse:
         [(["nobody"], "unknown mirror 'nobody'"), (["near", "--tool", "conda"], "unknown mirror of conda")],
     )
     def test_mirrors_use_rejects_an_unknown_mirror_or_a_mirror_of_another_tool(
-        self, play: Any, far: Path, flags: list[object], argv: list[str], problem: str
+        self, serve: Any, isolated_envs: Path, flags: list[object], argv: list[str], problem: str
     ) -> None:
-        pip_mirrors(far, near=play({}))
+        pip_mirrors(isolated_envs, near=serve({}))
         done = provision("mirrors", "use", *argv, *flags)
         assert (done.returncode, problem in done.stderr) == (2, True), done.stderr
 
 
 @pytest.fixture
-def index_server(play: Any, wheels: Path) -> Played:
-    served: Played = play(index(sorted(wheels.glob("*.whl"))))
+def index_server(serve: Any, wheels: Path) -> Server:
+    served: Server = serve(index(sorted(wheels.glob("*.whl"))))
     return served

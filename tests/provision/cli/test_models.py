@@ -25,7 +25,7 @@ from tests.provision.hub_server import REVISION, manifest_entry
 from tests.provision.model_pulls import FILES, REPO, WEIGHTS
 
 if TYPE_CHECKING:
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 TOKEN = "hf_" + "S" * 30
 FP16 = {"model_index.json": FILES["model_index.json"], "unet/model.fp16.safetensors": b"half" * 1000}
@@ -48,11 +48,11 @@ def envs(envs: Path) -> Path:
 
 
 @pytest.fixture
-def hub(play: Any, monkeypatch: pytest.MonkeyPatch) -> Played:
+def hub(serve: Any, monkeypatch: pytest.MonkeyPatch) -> Server:
     """Start a hub with the files of both models, and set HF_ENDPOINT to its URL."""
-    played = hub_server.start(play, REPO, {**SMALL, **FP16})
-    monkeypatch.setenv("HF_ENDPOINT", played.url)
-    return played
+    server = hub_server.start(serve, REPO, {**SMALL, **FP16})
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    return server
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def cache(home: Path) -> Path:
 
 
 def test_dry_run_of_a_pull_prints_the_plan_and_the_pull_prints_the_result(
-    hub: Played, flags: list[object], home: Path
+    hub: Server, flags: list[object], home: Path
 ) -> None:
     dry_run = provision("models", "pull", "--dry-run", *flags)
     assert dry_run.returncode == 3
@@ -104,7 +104,7 @@ def test_json_of_models_list_has_null_bytes_if_the_size_of_a_file_is_unknown(fla
     assert row["bytes"] is None
 
 
-def test_json_of_a_failed_pull_has_the_error_and_the_state_of_each_file(hub: Played, flags: list[object]) -> None:
+def test_json_of_a_failed_pull_has_the_error_and_the_state_of_each_file(hub: Server, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
     completed = provision("models", "pull", "--json", *flags)
     document = json.loads(completed.stdout)
@@ -115,7 +115,7 @@ def test_json_of_a_failed_pull_has_the_error_and_the_state_of_each_file(hub: Pla
     assert [file["state"] for file in row["files"] if file["path"].startswith("vae")] == ["missing"]
 
 
-def test_pull_of_two_models_pulls_the_second_after_the_first_fails(hub: Played, flags: list[object]) -> None:
+def test_pull_of_two_models_pulls_the_second_after_the_first_fails(hub: Server, flags: list[object]) -> None:
     hub.faults.append(Fault("vae/", status=404))
     completed = provision("models", "pull", "m", "half", "--json", *flags)
     assert [row["state"] for row in json.loads(completed.stdout)["models"]] == ["failed", "ok"]
@@ -123,11 +123,11 @@ def test_pull_of_two_models_pulls_the_second_after_the_first_fails(hub: Played, 
 
 class TestVerify:
     @pytest.fixture(autouse=True)
-    def _pulled(self, hub: Played, flags: list[object]) -> None:
+    def _pulled(self, hub: Server, flags: list[object]) -> None:
         assert provision("models", "pull", *flags).returncode == 0
         hub.requests.clear()
 
-    def test_models_verify_hashes_every_file_without_a_request(self, hub: Played, flags: list[object]) -> None:
+    def test_models_verify_hashes_every_file_without_a_request(self, hub: Server, flags: list[object]) -> None:
         completed = provision("models", "verify", *flags)
         assert (completed.returncode, hub.requests) == (0, [])
         assert "every hash matches" in completed.stdout
@@ -156,7 +156,7 @@ class TestVerify:
         assert "header" in completed.stdout, "the files of this test are not safetensors files"
 
     def test_models_verify_restores_lost_links_and_refs_without_a_request(
-        self, hub: Played, flags: list[object], home: Path
+        self, hub: Server, flags: list[object], home: Path
     ) -> None:
         for name in (
             "refs/main",
@@ -197,7 +197,7 @@ class TestVerify:
 
 class TestRemove:
     @pytest.fixture(autouse=True)
-    def _pulled(self, hub: Played, flags: list[object]) -> None:
+    def _pulled(self, hub: Server, flags: list[object]) -> None:
         assert provision("models", "pull", "m", "half", *flags).returncode == 0
 
     def test_remove_deletes_only_files_that_no_other_model_needs(self, flags: list[object], home: Path) -> None:
@@ -245,7 +245,7 @@ class TestRemove:
 
 
 def test_models_lock_adds_hashes_once_and_refuses_a_hub_with_other_hashes(
-    play: Any, tmp_path: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
+    serve: Any, tmp_path: Path, flags: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.testing import CliRunner
 
@@ -253,9 +253,9 @@ def test_models_lock_adds_hashes_once_and_refuses_a_hub_with_other_hashes(
     from provision.mirrors import official
     from provision.models import hub_client
 
-    played = hub_server.start(play, REPO, FILES)
+    server = hub_server.start(serve, REPO, FILES)
     for module in (hub_client, official):
-        monkeypatch.setattr(module, "official_endpoint", lambda: played.url)
+        monkeypatch.setattr(module, "official_endpoint", lambda: server.url)
     user_manifest = tmp_path / "mine.toml"
     user_manifest.write_text("# mine\n" + manifest_entry("own", REPO, FILES, pinned=False))
     argv = ["lock", "own", "--manifest", str(user_manifest), *map(str, flags)]
@@ -267,7 +267,7 @@ def test_models_lock_adds_hashes_once_and_refuses_a_hub_with_other_hashes(
     before = user_manifest.read_bytes()
     assert "pinned already" in CliRunner().invoke(app, argv).output
     assert user_manifest.read_bytes() == before
-    changed_hub = hub_server.start(play, REPO, {**FILES, WEIGHTS: b"other"})
+    changed_hub = hub_server.start(serve, REPO, {**FILES, WEIGHTS: b"other"})
     for module in (hub_client, official):
         monkeypatch.setattr(module, "official_endpoint", lambda: changed_hub.url)
     refused = CliRunner().invoke(app, argv)
@@ -277,7 +277,7 @@ def test_models_lock_adds_hashes_once_and_refuses_a_hub_with_other_hashes(
 
 
 def test_token_is_never_printed_or_stored(
-    hub: Played, flags: list[object], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Server, flags: list[object], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     host = hub.url.removeprefix("http://")
@@ -297,7 +297,7 @@ def test_token_is_never_printed_or_stored(
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_pull_into_an_unmounted_root_is_blocked(hub: Played, flags: list[object], tmp_path: Path) -> None:
+def test_pull_into_an_unmounted_root_is_blocked(hub: Server, flags: list[object], tmp_path: Path) -> None:
     completed = provision("models", "pull", *flags, "--root", tmp_path / "volume")
     assert completed.returncode == 4
     assert "not set up, or its volume is not mounted" in completed.stderr
@@ -305,7 +305,7 @@ def test_pull_into_an_unmounted_root_is_blocked(hub: Played, flags: list[object]
 
 
 def test_pull_into_a_hub_cache_that_is_a_dangling_link_is_blocked(
-    hub: Played, flags: list[object], tmp_path: Path, home: Path
+    hub: Server, flags: list[object], tmp_path: Path, home: Path
 ) -> None:
     (home / ".cache/huggingface").mkdir(parents=True)
     (home / ".cache/huggingface/hub").symlink_to(tmp_path / "gone/hub")
@@ -316,7 +316,7 @@ def test_pull_into_a_hub_cache_that_is_a_dangling_link_is_blocked(
 
 
 def test_other_homes_pull_models_from_the_server_of_models_seed(
-    hub: Played, flags: list[object], tmp_path: Path
+    hub: Server, flags: list[object], tmp_path: Path
 ) -> None:
     # A background job of a shell may ignore SIGINT. Without this handler the server would inherit that.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -358,7 +358,7 @@ def test_other_homes_pull_models_from_the_server_of_models_seed(
 
 
 def test_models_show_reads_a_pulled_model_from_the_cache_and_an_absent_one_from_its_architecture(
-    hub: Played, flags: list[object]
+    hub: Server, flags: list[object]
 ) -> None:
     absent = json.loads(provision("models", "show", "m", "--json", *flags).stdout)
     assert (absent["read_from"], absent["pipeline"]) == ("the architecture", "StableDiffusionPipeline")
@@ -369,7 +369,7 @@ def test_models_show_reads_a_pulled_model_from_the_cache_and_an_absent_one_from_
 
 
 def test_models_list_shows_the_state_of_each_model_before_and_after_a_pull(
-    hub: Played, flags: list[object], home: Path
+    hub: Server, flags: list[object], home: Path
 ) -> None:
     rows = json.loads(provision("models", "list", "--json", *flags).stdout)["models"]
     assert [(row["name"], row["state"]) for row in rows] == [("m", "absent"), ("half", "absent")]

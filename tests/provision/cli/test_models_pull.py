@@ -27,7 +27,7 @@ from tests.provision.model_pulls import FILES, REPO
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 VOCABULARY = b'{"v": 1}' * 2000
 FIRST = {"a/model.safetensors": b"A" * 5000, "vocab.json": VOCABULARY}
@@ -35,14 +35,14 @@ SECOND = {"b/model.safetensors": b"B" * 4000, "vocab.json": VOCABULARY}
 
 
 @pytest.fixture
-def hub(play: Any) -> Played:
+def hub(serve: Any) -> Server:
     """Start a hub with the files of two models that share a vocabulary."""
-    played: Played = hub_server.start(play, REPO, {**FILES, **FIRST, **SECOND})
-    return played
+    server: Server = hub_server.start(serve, REPO, {**FILES, **FIRST, **SECOND})
+    return server
 
 
 @pytest.fixture
-def flags(tmp_path: Path, envs: Path, hub: Played) -> list[str]:
+def flags(tmp_path: Path, envs: Path, hub: Server) -> list[str]:
     """Return the flags for a host without relocations and a manifest with both models, `m` and `n`."""
     text = hub_server.manifest_entry("m", REPO, FIRST) + hub_server.manifest_entry("n", REPO, SECOND)
     (envs / "models.toml").write_text(text)
@@ -65,8 +65,8 @@ class TestJsonOfABlockedPull:
         monkeypatch.setenv("HF_HUB_CACHE", str(folder))
         return folder
 
-    def pulled_rows(self, hub: Played, flags: list[str]) -> tuple[int, list[tuple[str, str]], str]:
-        """Pull both models; return the exit code, (name, state) of each row, and the first error."""
+    def pulled_rows(self, hub: Server, flags: list[str]) -> tuple[int, list[tuple[str, str]], str]:
+        """Pull both models; return (exit code, [(name, state) of each row], error of the first row)."""
         result = pull("m", "n", "--json", "--endpoint", hub.url, *flags)
         document = json.loads(result.stdout)
         assert document["exit"] == result.exit_code
@@ -75,20 +75,20 @@ class TestJsonOfABlockedPull:
 
     @pytest.mark.parametrize("target", ["nowhere", "hub"], ids=["dangling", "looping"])
     def test_hub_cache_that_is_a_dangling_or_looping_link_blocks_the_pull(
-        self, hub: Played, flags: list[str], cache: Path, tmp_path: Path, target: str
+        self, hub: Server, flags: list[str], cache: Path, tmp_path: Path, target: str
     ) -> None:
         cache.symlink_to(tmp_path / target)
         code, rows, error = self.pulled_rows(hub, flags)
         assert (code, rows) == (4, [("m", "failed"), ("n", "failed")])
         assert "its volume is not mounted" in error
 
-    def test_root_that_is_not_set_up_blocks_the_pull(self, hub: Played, flags: list[str], tmp_path: Path) -> None:
+    def test_root_that_is_not_set_up_blocks_the_pull(self, hub: Server, flags: list[str], tmp_path: Path) -> None:
         code, rows, error = self.pulled_rows(hub, [*flags, "--root", str(tmp_path / "volume")])
         assert (code, rows) == (4, [("m", "failed"), ("n", "failed")])
         assert "is not set up" in error
 
     def test_hub_cache_with_a_too_long_name_fails_the_pull(
-        self, hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, hub: Server, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / ("n" * 300)))
         code, rows, error = self.pulled_rows(hub, flags)
@@ -96,7 +96,7 @@ class TestJsonOfABlockedPull:
         assert "File name too long" in error
 
     def test_file_in_the_place_of_the_repositorys_folder_blocks_the_pull(
-        self, hub: Played, flags: list[str], cache: Path
+        self, hub: Server, flags: list[str], cache: Path
     ) -> None:
         cache.mkdir()
         (cache / f"models--{REPO.replace('/', '--')}").write_text("x")
@@ -105,7 +105,7 @@ class TestJsonOfABlockedPull:
         assert "a file is in the place of a folder" in error
 
     def test_disk_error_during_planning_fails_the_pull(
-        self, hub: Played, flags: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
+        self, hub: Server, flags: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def fail(_: object) -> None:
             raise OSError(5, os.strerror(5), "a disk")
@@ -126,7 +126,7 @@ class TestJsonOfABlockedPull:
 
 @pytest.mark.parametrize("is_marked", [True, False], ids=["root with setup", "root without setup"])
 def test_remove_keeps_a_blob_that_another_model_gets_during_the_confirmation(
-    hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_marked: bool
+    hub: Server, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_marked: bool
 ) -> None:
     """Pull a second model, which shares a file with the first one, while the prompt waits for confirmation."""
     root = Root(tmp_path / "volume")
@@ -160,7 +160,7 @@ def test_remove_keeps_a_blob_that_another_model_gets_during_the_confirmation(
 
 
 def test_remove_keeps_a_blob_that_another_model_gets_just_before_the_blob_is_locked(
-    hub: Played, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Server, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Root(tmp_path / "volume")
     root.hub.mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_remove_keeps_a_blob_that_another_model_gets_just_before_the_blob_is_loc
 
 
 def test_remove_is_blocked_by_a_download_that_is_locked_under_another_hash_of_the_file(
-    hub: Played, flags: list[str], tmp_path: Path
+    hub: Server, flags: list[str], tmp_path: Path
 ) -> None:
     """Hold the download lock with the name of the pinned sha256, while the blob's name is git's hash of the file."""
     root = Root(tmp_path / "volume")
@@ -207,7 +207,7 @@ def test_remove_is_blocked_by_a_download_that_is_locked_under_another_hash_of_th
 
 
 def test_pull_of_a_second_pinned_revision_does_not_change_refs_main(
-    hub: Played, flags: list[str], tmp_path: Path, home: Path
+    hub: Server, flags: list[str], tmp_path: Path, home: Path
 ) -> None:
     new = "2" * 40
     content, headers = hub_server.served(REPO, SECOND, new)

@@ -197,13 +197,13 @@ def test_users_uv_toml_with_invalid_toml_is_ignored_and_reported(home: Path, use
 
 
 def test_uv_installs_from_the_index_in_uv_toml_without_the_users_other_settings(
-    tmp_path: Path, user_file: Path, play: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, user_file: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.provision import http_server
 
     (tmp_path / "wheels").mkdir()
     wheel = write_wheel(tmp_path / "wheels", "greet", "1.0", {"greet.py": ""})
-    server = play(http_server.index([wheel]))
+    server = serve(http_server.index([wheel]))
     lock = lock_text(wheel)
     settings = CONFIG.split("[[index]]", maxsplit=1)[0].replace('find-links = ["links"]\n', "")
     user_file.write_text(

@@ -55,4 +55,4 @@ def test_variable_that_decides_the_hub_folder_is_named_and_is_none_for_the_defau
     environ = {"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}
     assert client_folders(environ, home).variable == "HF_HUB_CACHE"
     assert client_folders({"HF_HOME": "/b"}, home).variable == "HF_HOME"
-    assert client_folders({"XDG_CACHE_HOME": f"{home}/.cache"}, home).variable is None, "this is the default"
+    assert client_folders({"XDG_CACHE_HOME": f"{home}/.cache"}, home).variable is None, "the folder is the default one"

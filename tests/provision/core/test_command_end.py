@@ -40,7 +40,7 @@ def object_of(completed: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert list(report) == ["schema", "command", "error", "exit"]
     assert list(report["error"]) == ["kind", "message", "next"]
     assert report["exit"] == completed.returncode
-    assert completed.stderr, "the message stays on stderr"
+    assert completed.stderr, "the message is also on stderr"
     return dict(report)
 
 
@@ -172,7 +172,7 @@ class TestOneObject:
             report = object_of(run("provision", "setup", *flags, "--json"))
         assert (report["error"]["kind"], report["exit"]) == ("locked", 4)
         flags_typed = shlex.join(["setup", *map(str, flags), "--json", "--wait", "600"])
-        assert report["error"]["next"].endswith(f"provision {flags_typed}"), "the same root"
+        assert report["error"]["next"].endswith(f"provision {flags_typed}"), "the advice has the same flags"
         assert report["error"]["next"]
 
     def test_repair_without_a_volume_is_blocked(self, flags: list[object]) -> None:

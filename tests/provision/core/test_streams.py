@@ -54,7 +54,7 @@ class TestStreams:
         root = os.fsdecode(os.fsencode(tmp_path / "raum") + b"\xff")
         code, stdout, stderr = run_bytes("setup", "--root", root, *flags[2:], env=locale)
         assert (code, b"Traceback" in stderr) == (1, False)
-        assert b"not valid UTF-8" in stdout, "uv makes no environment in such a folder"
+        assert b"not valid UTF-8" in stdout, "uv makes no environment in a folder whose name is not UTF-8"
         assert b"raum\xff" in stdout
         assert run_bytes("env", "where", "--root", root, *flags[4:], env=locale)[1].endswith(
             b"raum\xff/envs/diffusers\n"

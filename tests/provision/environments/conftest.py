@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def step(tmp_path: Path, conda_envs: Path, conda: conda_channel.Served) -> EnvStep:
+def step(tmp_path: Path, conda_envs: Path, conda: conda_channel.FolderServer) -> EnvStep:
     """Return the setup step of an environment whose Python comes from the conda channel on loopback."""
     return env_step(tmp_path / "root", conda_envs)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def test_environment_is_built_from_conda_and_pip_packages(
-    step: EnvStep, greet_wheel: None, conda: conda_channel.Served
+    step: EnvStep, greet_wheel: None, conda: conda_channel.FolderServer
 ) -> None:
     assert step.check().state is State.DRIFTED
     step.apply()
@@ -77,7 +77,7 @@ def test_different_versions_in_the_conda_and_pip_locks_are_rejected(
     ],
 )
 def test_quick_check_finds_damage_of_a_conda_environment_and_apply_repairs_it_offline(
-    step: EnvStep, tmp_path: Path, conda_envs: Path, conda: conda_channel.Served, command: str, detail: str
+    step: EnvStep, tmp_path: Path, conda_envs: Path, conda: conda_channel.FolderServer, command: str, detail: str
 ) -> None:
     step.apply()
     added = site_packages(step) / "mine.py"
@@ -116,7 +116,7 @@ def test_byte_changed_through_a_hard_link_is_repaired_in_the_environment_and_the
 
 
 def test_conda_package_with_a_changed_byte_is_rejected_and_leaves_no_environment(
-    step: EnvStep, conda: conda_channel.Served
+    step: EnvStep, conda: conda_channel.FolderServer
 ) -> None:
     package = next((conda.folder / "conda-forge/noarch").glob("hello-1.0-*")).read_bytes()
     flipped = bytearray(package)
@@ -152,7 +152,7 @@ def test_wheel_with_other_content_than_the_locked_one_is_rejected(step: EnvStep,
     assert not step.prefix.exists()
 
 
-def test_environment_is_repaired_after_its_caches_are_deleted(step: EnvStep, conda: conda_channel.Served) -> None:
+def test_environment_is_repaired_after_its_caches_are_deleted(step: EnvStep, conda: conda_channel.FolderServer) -> None:
     step.apply()
     shutil.rmtree(step.root.pkgs)
     shutil.rmtree(step.root.cache)
@@ -165,7 +165,9 @@ def test_environment_is_repaired_after_its_caches_are_deleted(step: EnvStep, con
     assert [path for path in conda.seen if "hello" in path], "the damaged package is downloaded again"
 
 
-def test_other_conda_package_under_the_right_file_name_is_rejected(step: EnvStep, conda: conda_channel.Served) -> None:
+def test_other_conda_package_under_the_right_file_name_is_rejected(
+    step: EnvStep, conda: conda_channel.FolderServer
+) -> None:
     conda.faults["hello-1.0"] = next((conda.folder / "conda-forge/noarch").glob("hello-2.0-*")).read_bytes()
     with pytest.raises(FirstlightError, match="hello"):
         step.apply()
@@ -176,7 +178,7 @@ def test_other_conda_package_under_the_right_file_name_is_rejected(step: EnvStep
 def test_unreachable_conda_mirror_causes_a_fallback_to_the_systems_python(
     tmp_path: Path,
     conda_envs: Path,
-    conda: conda_channel.Served,
+    conda: conda_channel.FolderServer,
     monkeypatch: pytest.MonkeyPatch,
     mirror: str,
     reason: str,
@@ -195,7 +197,7 @@ def test_unreachable_conda_mirror_causes_a_fallback_to_the_systems_python(
 
 
 def test_conda_channel_that_fails_during_the_build_leaves_no_environment(
-    step: EnvStep, conda: conda_channel.Served
+    step: EnvStep, conda: conda_channel.FolderServer
 ) -> None:
     conda.faults["hello-1.0"] = 503
     with pytest.raises(FirstlightError, match="hello"):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def test_solved_packages_have_the_official_urls_of_the_channel(
-    channel_folder: Path, conda: conda_channel.Served, tmp_path: Path
+    channel_folder: Path, conda: conda_channel.FolderServer, tmp_path: Path
 ) -> None:
     mirrors = conda_settings.mirrors(os.environ, tmp_path)
     packages = rattler.solve(["python", "hello"], ["conda-forge"], PLATFORM, [], mirrors, tmp_path / "cache")
@@ -33,7 +33,7 @@ def test_solved_packages_have_the_official_urls_of_the_channel(
 
 
 def test_package_for_cuda_12_is_solved_only_with_a_virtual_package_of_cuda_12(
-    conda: conda_channel.Served, tmp_path: Path
+    conda: conda_channel.FolderServer, tmp_path: Path
 ) -> None:
     mirrors = conda_settings.mirrors(os.environ, tmp_path)
 

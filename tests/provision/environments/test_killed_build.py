@@ -33,7 +33,7 @@ step.apply()
 
 @pytest.mark.parametrize("moment", range(8))
 def test_killed_build_leaves_a_complete_environment_or_none(
-    tmp_path: Path, conda_envs: Path, conda: conda_channel.Served, greet_wheel: None, moment: int
+    tmp_path: Path, conda_envs: Path, conda: conda_channel.FolderServer, greet_wheel: None, moment: int
 ) -> None:
     """Kill the build and its children after some responses of the channel, or after some hundred written files."""
     root = tmp_path / "root"

@@ -33,8 +33,8 @@ REFUSALS = [
 ]
 
 
-def words(home: Path, volume: Path, envs: Path) -> list[object]:
-    """Return the flags of a host that relocates the hub cache and has no models."""
+def host_flags(home: Path, volume: Path, envs: Path) -> list[object]:
+    """Write a host.toml that relocates the hub cache and has no models; return the flags --root, --envs and --host."""
     (home / "host.toml").write_text('models = []\nrelocate = ["huggingface"]\n')
     return ["--root", volume, "--envs", envs, "--host", home / "host.toml"]
 
@@ -50,7 +50,7 @@ def files(folder: Path) -> list[Path]:
 def test_environment_is_built_on_a_volume_with_limits_and_caches_move_if_needed(
     home: Path,
     limited: Limited,
-    conda: conda_channel.Served,
+    conda: conda_channel.FolderServer,
     conda_envs: Path,
     limit: str,
     interpreter: str,
@@ -79,7 +79,7 @@ def test_setup_on_a_volume_where_no_environment_works_is_blocked_before_the_firs
 ) -> None:
     volume = limited(limit)
     (home / ".cache/huggingface/hub").mkdir(parents=True)
-    completed = provision("setup", *words(home, volume, envs), "--offline")
+    completed = provision("setup", *host_flags(home, volume, envs), "--offline")
     assert completed.returncode == 4
     line = next(line for line in completed.stdout.splitlines() if text.format(root=volume) in line)
     assert "so no environment works there" in line
@@ -111,7 +111,7 @@ def test_plan_on_a_noexec_mount_is_blocked_and_writes_nothing(home: Path, tmp_pa
     if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
         pytest.skip("no right to mount a tmpfs")
     try:
-        completed = provision("plan", *words(home, volume, envs))
+        completed = provision("plan", *host_flags(home, volume, envs))
         assert completed.returncode == 4
         assert f"(tmpfs at {volume}, mounted with noexec)" in completed.stdout
         assert f"mount -o remount,exec {volume}" in completed.stdout
@@ -126,7 +126,7 @@ def test_folder_is_relocated_to_a_noexec_volume(home: Path, limited: Limited, en
     volume = limited("no-exec")
     (home / "data").mkdir()
     (home / "data/file").write_text("mine")
-    assert provision("relocate", home / "data", *words(home, volume, envs)).returncode == 0
+    assert provision("relocate", home / "data", *host_flags(home, volume, envs)).returncode == 0
     assert (home / "data/file").read_text() == "mine"
     assert (home / "data").is_symlink()
 

@@ -49,7 +49,7 @@ def test_venv_works_after_its_root_was_moved_without_a_repair(tmp_path: Path, en
 
 
 def test_root_with_a_path_too_long_for_the_first_line_of_a_script_causes_a_warning(
-    tmp_path: Path, conda_envs: Path, conda: conda_channel.Served
+    tmp_path: Path, conda_envs: Path, conda: conda_channel.FolderServer
 ) -> None:
     long_path = tmp_path / ("x" * 60) / ("y" * 60)
     step = env_step(long_path, conda_envs)

@@ -92,13 +92,13 @@ class TestQuery:
         assert "with another hash" in answer.reason
 
     @pytest.mark.parametrize("as_json", [True, False])
-    def test_index_with_the_pinned_torch_wheel_is_accepted(self, play: Any, torch: Path, as_json: bool) -> None:
-        server = play(http_server.index([torch], as_json=as_json))
+    def test_index_with_the_pinned_torch_wheel_is_accepted(self, serve: Any, torch: Path, as_json: bool) -> None:
+        server = serve(http_server.index([torch], as_json=as_json))
         assert query(TorchSource("index", f"{server.url}/simple"), torch).has is True
         assert query(TorchSource("page", f"{server.url}/simple/torch/", "find-links"), torch).has is True
 
-    def test_index_that_lists_the_torch_wheel_without_a_hash_is_accepted(self, play: Any, torch: Path) -> None:
-        server = play(http_server.index([torch], hashes=False))
+    def test_index_that_lists_the_torch_wheel_without_a_hash_is_accepted(self, serve: Any, torch: Path) -> None:
+        server = serve(http_server.index([torch], hashes=False))
         assert query(TorchSource("index", f"{server.url}/simple"), torch).has is True
 
     def test_index_in_a_local_folder_is_accepted_for_the_package_that_it_has(self, tmp_path: Path, torch: Path) -> None:
@@ -109,17 +109,19 @@ class TestQuery:
         answer = query(TorchSource("index", (tmp_path / "simple").as_uri()), torch, name="other")
         assert (answer.has, answer.reason) == (False, "does not have other")
 
-    def test_index_that_lists_the_torch_wheel_and_answers_404_for_it_is_rejected(self, play: Any, torch: Path) -> None:
-        server = play(http_server.index([torch]), Fault("/files/", status=404))
+    def test_index_that_lists_the_torch_wheel_and_answers_404_for_it_is_rejected(self, serve: Any, torch: Path) -> None:
+        server = serve(http_server.index([torch]), Fault("/files/", status=404))
         answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
         assert answer.reason == f"lists {torch.name}, but answers 404 for it"
 
-    def test_index_whose_torch_wheel_has_another_hash_is_rejected(self, tmp_path: Path, play: Any, torch: Path) -> None:
+    def test_index_whose_torch_wheel_has_another_hash_is_rejected(
+        self, tmp_path: Path, serve: Any, torch: Path
+    ) -> None:
         other = tmp_path / "other"
         other.mkdir()
         wrong = write_wheel(other, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
-        server = play(http_server.index([wrong]))
+        server = serve(http_server.index([wrong]))
         answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is False
         assert f"has {torch.name} with another hash" in answer.reason
@@ -145,9 +147,9 @@ class TestQuery:
         ],
     )
     def test_error_status_or_login_page_of_an_index_is_reported_as_the_reason(
-        self, play: Any, torch: Path, fault: Fault, has: bool | None, reason: str
+        self, serve: Any, torch: Path, fault: Fault, has: bool | None, reason: str
     ) -> None:
-        server = play(http_server.index([torch]), fault)
+        server = serve(http_server.index([torch]), fault)
         answer = query(TorchSource("index", f"{server.url}/simple"), torch)
         assert answer.has is has
         assert reason in answer.reason
@@ -184,12 +186,12 @@ class TestRoutes:
     """Tests from which source real installations take torch."""
 
     def test_torch_is_installed_from_the_page_of_its_variant_if_no_own_source_has_it(
-        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
+        self, tmp_path: Path, envs: Path, wheels: Path, serve: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
-        server = play(http_server.index(moved.glob("*.whl")))
+        server = serve(http_server.index(moved.glob("*.whl")))
         page = f"{server.url}/simple/torch/"
         notices: list[str] = []
         step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": page}), CUDA)
@@ -200,12 +202,12 @@ class TestRoutes:
         assert notices[0].startswith(f"torch 9.9+tiny from the page {page}; ")
 
     def test_busy_page_of_torch_is_requested_again_before_the_fallback_variant(
-        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
+        self, tmp_path: Path, envs: Path, wheels: Path, serve: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
-        server = play(http_server.index(moved.glob("*.whl")), Fault("/simple/", status=503, times=1))
+        server = serve(http_server.index(moved.glob("*.whl")), Fault("/simple/", status=503, times=1))
         page = f"{server.url}/simple/torch/"
         notices: list[str] = []
         step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": page}), CUDA)
@@ -257,13 +259,13 @@ class TestRoutes:
         assert list(step.prefix.parent.iterdir()) == []
 
     def test_page_that_stops_serving_the_torch_wheel_causes_the_fallback_variant(
-        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path
+        self, tmp_path: Path, envs: Path, wheels: Path, serve: Any, cuda: Path
     ) -> None:
         moved = tmp_path / "page"
         moved.mkdir()
         shutil.move(next(wheels.glob("torch-9.9+tiny-*.whl")), moved)
         # The first request for the file is the query; all later ones are answered with 404.
-        server = play(http_server.index(moved.glob("*.whl")), Fault("/files/", status=404, after=1))
+        server = serve(http_server.index(moved.glob("*.whl")), Fault("/files/", status=404, after=1))
         page = f"{server.url}/simple/torch/"
         notices: list[str] = []
         step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": page}), CUDA)
@@ -274,14 +276,14 @@ class TestRoutes:
         assert notices[-1].startswith("torch 9.9+tiny is not available: ")
 
     def test_torch_with_another_hash_in_the_users_index_is_replaced_by_that_of_the_page(
-        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, envs: Path, wheels: Path, serve: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wheel = next(wheels.glob("torch-9.9+tiny-*.whl"))
         page = tmp_path / "page"
         page.mkdir()
         shutil.move(wheel, page)
         write_wheel(wheels, "torch", "9.9+tiny", {"torch/__init__.py": "evil"})
-        server = play(http_server.index(wheels.glob("*.whl")))
+        server = serve(http_server.index(wheels.glob("*.whl")))
         monkeypatch.delenv("PIP_NO_INDEX")
         monkeypatch.delenv("PIP_FIND_LINKS")
         monkeypatch.setenv("PIP_INDEX_URL", f"{server.url}/simple")
@@ -294,10 +296,10 @@ class TestRoutes:
         assert notices[0].startswith(f"torch 9.9+tiny from the page {page}")
 
     def test_users_index_that_does_not_serve_torch_is_skipped_for_torch(
-        self, tmp_path: Path, envs: Path, wheels: Path, play: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, envs: Path, wheels: Path, serve: Any, cuda: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         wheel = next(wheels.glob("torch-9.9+tiny-*.whl"))
-        server = play(http_server.index(wheels.glob("*.whl")), Fault("/files/torch-9.9+tiny", status=404))
+        server = serve(http_server.index(wheels.glob("*.whl")), Fault("/files/torch-9.9+tiny", status=404))
         page = tmp_path / "page"
         page.mkdir()
         shutil.move(wheel, page)
@@ -345,8 +347,8 @@ class TestRoutes:
         step.apply()
         assert step.check().state is State.OK
 
-    def test_damage_in_another_package_causes_no_query_for_torch(self, tmp_path: Path, envs: Path, play: Any) -> None:
-        server = play({})
+    def test_damage_in_another_package_causes_no_query_for_torch(self, tmp_path: Path, envs: Path, serve: Any) -> None:
+        server = serve({})
         notices: list[str] = []
         step = env_step(tmp_path, envs, notices, CPU.model_copy(update={"find_links": f"{server.url}/torch/"}))
         step.apply()

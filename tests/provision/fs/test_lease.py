@@ -79,7 +79,7 @@ class TestExpiry:
         assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
         (tmp_path / "lock.lease-1").write_bytes(Holder(FAR, "a new token", "then").to_bytes(0))
         assert not wait_in_steps(lease, clock, EXPIRY_SECONDS - 1)
-        assert lease.is_undecided, "a new claim is no renewal"
+        assert lease.is_undecided, "a new claim does not count as a renewal"
 
 
 class TestEndedProcess:
@@ -118,7 +118,7 @@ class TestEndedProcess:
         write_claim(lock, process_identity.current())
         lease = Lease(lock)
         assert lease.take()
-        assert not Lease(lock).take(), "its own lease is held"
+        assert not Lease(lock).take(), "the lease that this process took is held"
         lease.release()
 
     def test_life_of_a_process_in_another_pid_namespace_is_unknown(self, tmp_path: Path) -> None:

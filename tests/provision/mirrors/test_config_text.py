@@ -29,7 +29,7 @@ words = st.text("abcdefgh é中-", min_size=1, max_size=8).map(str.strip).filter
 
 @st.composite
 def ini(draw: st.DrawFn) -> bytes:
-    """Draw a pip.conf with comments, unusual spaces, blank lines, several values, and either line end."""
+    """Draw a pip.conf with comments, unusual spaces, blank lines, several values, and LF or CRLF line ends."""
     end = draw(ends)
     lines: list[str] = []
     for section in draw(st.lists(st.sampled_from(["global", "install", "list", "freeze"]), unique=True)):
@@ -45,7 +45,7 @@ def ini(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def yaml(draw: st.DrawFn) -> bytes:
-    """Draw a .condarc with comments, lists of any indentation, the user's own mapping, and either line end."""
+    """Draw a .condarc with comments, lists of any indentation, the user's own mapping, and LF or CRLF line ends."""
     end = draw(ends)
     lines = draw(st.lists(words.map(lambda word: f"# {word}"), max_size=2))
     indent = " " * draw(st.integers(0, 4))
@@ -59,7 +59,7 @@ def yaml(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def toml(draw: st.DrawFn) -> bytes:
-    """Draw a uv.toml with comments, tables, the user's own indexes, and either line end."""
+    """Draw a uv.toml with comments, tables, the user's own indexes, and LF or CRLF line ends."""
     end = draw(ends)
     lines = draw(st.lists(words.map(lambda word: f"# {word}"), max_size=2))
     lines += draw(st.lists(st.sampled_from(["offline = false", "native-tls   =  true # x"]), unique=True))

@@ -197,10 +197,10 @@ def test_huggingface_hub_in_the_environment_uses_the_chosen_hub_mirror(root: Roo
 
 
 def test_uv_in_the_activated_environment_installs_from_the_chosen_index(
-    env: Path, root: Root, home: Path, tmp_path: Path, play: Any
+    env: Path, root: Root, home: Path, tmp_path: Path, serve: Any
 ) -> None:
     """Activate the environment. In a venv, uv reads the mirror from the user's uv.toml instead of a variable."""
-    mirror = play(index([write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})]))
+    mirror = serve(index([write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})]))
     use(root, home, record_of(pip=f"{mirror.url}/simple"))
     activate = env / "bin/activate"
     enter = f". {activate}" if activate.exists() else f". {env}/etc/conda/activate.d/firstlight-mirrors.sh"

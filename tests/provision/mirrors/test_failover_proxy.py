@@ -25,7 +25,7 @@ from provision.net import page as net_page
 from provision.net.source_health import SourceHealth
 from tests.provision import silent_server
 from tests.provision.conftest import lock_text, write_wheel
-from tests.provision.http_server import PORTAL, Fault, Played, Raw, index
+from tests.provision.http_server import PORTAL, Fault, Server, RawServer, index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +88,7 @@ class ProxyInstallation:
         return sorted(path.stem for path in self.prefix.glob("lib/*/site-packages/part*.py"))
 
 
-def sources_of(*servers: Played) -> list[MirrorSource]:
+def sources_of(*servers: Server) -> list[MirrorSource]:
     """Return the servers as sources with the names m0, m1, …"""
     return [MirrorSource(f"m{number}", f"{server.url}/simple") for number, server in enumerate(servers)]
 
@@ -125,9 +125,9 @@ class TestUv:
         ],
     )
     def test_installation_completes_from_the_second_mirror_when_the_first_fails(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes], fault: Fault
+        self, serve: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes], fault: Fault
     ) -> None:
-        bad, good = play(index_content, fault), play(index_content)
+        bad, good = serve(index_content, fault), serve(index_content)
         installation = ProxyInstallation(
             tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), sources_of(bad, good)
         )
@@ -140,54 +140,54 @@ class TestUv:
     @pytest.mark.parametrize("as_json", [True, False], ids=["json", "html"])
     @pytest.mark.parametrize("hashes", [True, False], ids=["checksums", "no checksums"])
     def test_installation_works_with_index_pages_in_json_or_html_and_with_or_without_checksums(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, *, as_json: bool, hashes: bool
+        self, serve: Any, tmp_path: Path, wheels_folder: Path, *, as_json: bool, hashes: bool
     ) -> None:
         files = sorted(wheels_folder.glob("*.whl"))
-        mirror = play(index(files, hashes=hashes, as_json=as_json))
+        mirror = serve(index(files, hashes=hashes, as_json=as_json))
         assert ProxyInstallation(tmp_path, lock_text(*files), sources_of(mirror)).run() == ALL_PACKAGES
 
     def test_installation_works_with_a_find_links_page_as_the_mirror(
-        self, play: Any, tmp_path: Path, wheels_folder: Path
+        self, serve: Any, tmp_path: Path, wheels_folder: Path
     ) -> None:
         files = sorted(wheels_folder.glob("*.whl"))
         content = index(files)
         links = "".join(f'<a href="/files/{file.name}">{file.name}</a>' for file in files)
-        flat = play(content | {"/all": links.encode()})
+        flat = serve(content | {"/all": links.encode()})
         source = MirrorSource("flat", f"{flat.url}/all", "find-links")
         assert ProxyInstallation(tmp_path, lock_text(*files), [source]).run() == ALL_PACKAGES
 
     def test_cached_packages_are_installed_without_a_request_from_another_mirror_or_offline(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
+        self, serve: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
         lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
-        ProxyInstallation(tmp_path, lock, sources_of(play(index_content))).run()
-        other = play(index_content)
+        ProxyInstallation(tmp_path, lock, sources_of(serve(index_content))).run()
+        other = serve(index_content)
         again = ProxyInstallation(tmp_path, lock, sources_of(other))
         assert again.run() == ALL_PACKAGES
         assert not other.seen, "the ETag of a page depends only on the lock"
         assert ProxyInstallation(tmp_path, lock, []).run(offline=True) == ALL_PACKAGES
 
     def test_wrong_content_of_the_only_mirror_is_reported_by_the_proxy_for_the_file(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
+        self, serve: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
-        wrong = play(index_content, Fault("/files/part3", flip=True))
+        wrong = serve(index_content, Fault("/files/part3", flip=True))
         installation = ProxyInstallation(tmp_path, lock_text(*sorted(wheels_folder.glob("*.whl"))), sources_of(wrong))
         with pytest.raises(process.CommandError):
             installation.run()
         assert "but the pinned sha256 is" in installation.failures["part3-1.0-py3-none-any.whl"]
 
     def test_installation_with_a_partial_file_of_a_killed_run_succeeds_and_empties_the_store(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
+        self, serve: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes]
     ) -> None:
         lock = lock_text(*sorted(wheels_folder.glob("*.whl")))
-        installation = ProxyInstallation(tmp_path, lock, sources_of(play(index_content)))
+        installation = ProxyInstallation(tmp_path, lock, sources_of(serve(index_content)))
         content = index_content["/files/part2-1.0-py3-none-any.whl"]
         installation.store.mkdir()
         (installation.store / "part2-1.0-py3-none-any.whl.part").write_bytes(content[:400])
         assert installation.run() == ALL_PACKAGES
         deliveries: Any = installation.health.delivered
         assert len(deliveries) == 10
-        assert not list(installation.store.iterdir()), "the store keeps no file that uv has"
+        assert not list(installation.store.iterdir()), "the store is empty after uv has installed every file"
 
     def test_proxy_for_http_is_the_failover_proxy_and_the_users_proxy_for_https_stays(self, tmp_path: Path) -> None:
         with failover_proxy.FailoverProxy(requests.Session(), tmp_path, SourceHealth(), lambda _, __: None) as proxy:
@@ -223,13 +223,13 @@ class TestPages:
             return [row["filename"] for row in json.loads(page[0])["files"]] if page else []
 
     def test_index_page_combines_mirrors_until_all_locked_files_are_listed(
-        self, play: Any, tmp_path: Path, wheels_folder: Path
+        self, serve: Any, tmp_path: Path, wheels_folder: Path
     ) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
         other = wheels_folder / "part3-1.0-cp27-none-any.whl"
         other.write_bytes(b"for another python")
         locked = {hashlib.sha256(file.read_bytes()).hexdigest() for file in (wheel, other)}
-        incomplete, complete = play(index([other])), play(index([wheel, other]))
+        incomplete, complete = serve(index([other])), serve(index([wheel, other]))
         assert set(self.page(tmp_path, locked, sources_of(incomplete, complete))) == {wheel.name, other.name}
         incomplete.seen.clear()
         complete.seen.clear()
@@ -237,10 +237,10 @@ class TestPages:
         assert not incomplete.seen, "one complete mirror is enough"
 
     def test_files_that_are_not_locked_are_not_on_the_index_page(
-        self, play: Any, tmp_path: Path, wheels_folder: Path
+        self, serve: Any, tmp_path: Path, wheels_folder: Path
     ) -> None:
         wheel = wheels_folder / "part3-1.0-py3-none-any.whl"
-        assert self.page(tmp_path, {"0" * 64}, sources_of(play(index([wheel])))) == []
+        assert self.page(tmp_path, {"0" * 64}, sources_of(serve(index([wheel])))) == []
 
 
 PART3 = "part3-1.0-py3-none-any.whl"
@@ -292,21 +292,21 @@ class TestLyingPages:
 
     @pytest.mark.parametrize("kind", [*LYING_PAGES, *PACKED_PAGES])
     def test_package_comes_from_the_honest_mirror(
-        self, play: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes], kind: str
+        self, serve: Any, tmp_path: Path, wheels_folder: Path, index_content: dict[str, bytes], kind: str
     ) -> None:
         wheel = wheels_folder / PART3
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         page = LYING_PAGES[kind](digest) if kind in LYING_PAGES else PACKED_PAGES[kind]()
-        liar = play(index_content | {"/simple/part3/": page} | {f"/files/{PART3}": b"wrong content"})
+        liar = serve(index_content | {"/simple/part3/": page} | {f"/files/{PART3}": b"wrong content"})
         if kind in PACKED_PAGES:
             headers = {"Content-Type": "application/vnd.pypi.simple.v1+json", "Content-Encoding": "gzip"}
             liar.headers["/simple/part3/"] = headers
-        self.check_delivery(tmp_path, wheel, sources_of(liar, play(index_content)))
+        self.check_delivery(tmp_path, wheel, sources_of(liar, serve(index_content)))
 
     @pytest.mark.parametrize("chunked", [False, True], ids=["declared length", "chunked"])
     def test_page_that_arrives_byte_by_byte_is_abandoned(
         self,
-        play: Any,
+        serve: Any,
         tmp_path: Path,
         wheels_folder: Path,
         index_content: dict[str, bytes],
@@ -317,13 +317,13 @@ class TestLyingPages:
         monkeypatch.setattr(net_page, "time", silent_server.CLOCK)
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000000"
 
-        def script(server: Raw, line: Any) -> None:
+        def script(server: RawServer, line: Any) -> None:
             server.send(line, b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + length + b"\r\n\r\n")
             server.drip(line, b"1\r\n \r\n" if chunked else b" ")
 
-        with closing(Raw(script)) as dripping:
+        with closing(RawServer(script)) as dripping:
             slow = MirrorSource("slow", f"{dripping.url}/simple")
-            honest = sources_of(play(index_content))
+            honest = sources_of(serve(index_content))
             self.check_delivery(tmp_path, wheels_folder / PART3, [slow, *honest])
 
     def check_delivery(self, tmp_path: Path, wheel: Path, mirrors: list[MirrorSource]) -> None:

@@ -24,7 +24,7 @@ from tests.clock import Standing
 from tests.conftest import CHECKOUT
 from tests.provision.conftest import write_wheel
 from tests.provision.fake_hub import git_sha1
-from tests.provision.http_server import PORTAL, Fault, Played, index
+from tests.provision.http_server import PORTAL, Fault, Server, index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ class ThreadClock(threading.local):
 class TimedSession(requests.Session):
     """Adds one second to the thread's clock for each request of the largest file from a slow server."""
 
-    def __init__(self, clock: ThreadClock, *slow: Played) -> None:
+    def __init__(self, clock: ThreadClock, *slow: Server) -> None:
         super().__init__()
         self._clock, self._slow = clock, tuple(f"{server.url}/files/big" for server in slow)
 
@@ -88,7 +88,7 @@ def probe_file_of(wheel: Path) -> ProbeFile:
 
 def probe_indexes(
     files: list[Path],
-    servers: dict[str, Played],
+    servers: dict[str, Server],
     new_session: Callable[[], requests.Session] = session,
     **options: Any,
 ) -> dict[str, ProbeResult]:
@@ -99,8 +99,10 @@ def probe_indexes(
 
 
 class TestPip:
-    def test_probe_of_a_complete_mirror_finds_all_files_and_measures_a_rate(self, play: Any, files: list[Path]) -> None:
-        server = play(index(files))
+    def test_probe_of_a_complete_mirror_finds_all_files_and_measures_a_rate(
+        self, serve: Any, files: list[Path]
+    ) -> None:
+        server = serve(index(files))
         result = probe_indexes(files, {"full": server})["full"]
         assert (result.held, result.asked, result.error, result.is_complete) == (3, 3, None, True)
         assert (result.megabytes_per_second or 0) > 0
@@ -132,16 +134,16 @@ class TestPip:
         ],
     )
     def test_probe_of_an_unusable_mirror_has_the_reason_as_error(
-        self, play: Any, files: list[Path], fault: Fault, reason: str
+        self, serve: Any, files: list[Path], fault: Fault, reason: str
     ) -> None:
-        result = probe_indexes(files, {"bad": play(index(files), fault)})["bad"]
+        result = probe_indexes(files, {"bad": serve(index(files), fault)})["bad"]
         assert reason in (result.error or "")
         assert not result.is_complete
 
     def test_redirect_to_another_host_is_rejected_unless_the_mirror_allows_redirects(
-        self, play: Any, files: list[Path]
+        self, serve: Any, files: list[Path]
     ) -> None:
-        other = play(index(files))
+        other = serve(index(files))
         content = index(files)
         for name in ("big", "small", "new"):
             del content[f"/simple/{name}/"]
@@ -149,73 +151,75 @@ class TestPip:
             Fault(f"/simple/{name}/", status=302, headers={"Location": f"{other.url}/simple/{name}/"})
             for name in ("big", "small", "new")
         ]
-        rejected = probe_indexes(files, {"r": play(content, *faults)})["r"]
+        rejected = probe_indexes(files, {"r": serve(content, *faults)})["r"]
         assert "redirects or links to another host, 127.0.0.1" in (rejected.error or "")
-        allowed = probe_indexes(files, {"r": play(content, *faults)}, redirects=True)["r"]
+        allowed = probe_indexes(files, {"r": serve(content, *faults)}, redirects=True)["r"]
         assert (allowed.is_complete, allowed.final_host) == (True, other.url.removeprefix("http://"))
 
-    def test_index_page_with_links_to_files_on_another_host_is_rejected(self, play: Any, files: list[Path]) -> None:
-        other = play(index(files))
+    def test_index_page_with_links_to_files_on_another_host_is_rejected(self, serve: Any, files: list[Path]) -> None:
+        other = serve(index(files))
         content = {
             path: body.replace(b"../../files/", f"{other.url}/files/".encode()) for path, body in index(files).items()
         }
-        assert "redirects or links to" in (probe_indexes(files, {"r": play(content)})["r"].error or "")
+        assert "redirects or links to" in (probe_indexes(files, {"r": serve(content)})["r"].error or "")
 
-    def test_requests_of_a_probe_have_the_user_agent_of_firstlight(self, play: Any, files: list[Path]) -> None:
-        server = play(index(files), Fault(status=403, without_agent=True))
+    def test_requests_of_a_probe_have_the_user_agent_of_firstlight(self, serve: Any, files: list[Path]) -> None:
+        server = serve(index(files), Fault(status=403, without_agent=True))
         assert probe_indexes(files, {"m": server})["m"].is_complete
 
     def test_file_that_a_mirror_lacks_is_reported_with_the_newest_version_in_its_index(
-        self, play: Any, files: list[Path], tmp_path: Path
+        self, serve: Any, files: list[Path], tmp_path: Path
     ) -> None:
         old = tmp_path / "old"
         old.mkdir()
         stale = [*files[:2], write_wheel(old, "new", "8.5", {})]
-        result = probe_indexes(files, {"stale": play(index(stale))})["stale"]
+        result = probe_indexes(files, {"stale": serve(index(stale))})["stale"]
         assert (result.held, result.missing) == (2, ("lacks new 9.0; its newest version is 8.5",))
 
     def test_complete_mirror_ranks_before_a_faster_incomplete_one(
-        self, play: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
+        self, serve: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = ThreadClock()
         for module in (probe, probe_mirror):
             monkeypatch.setattr(module, "time", clock)
         servers = {
-            "fast, lacks one": play(index(files[:2])),
-            "slow": play(index(files)),
-            "fast": play(index(files)),
+            "fast, lacks one": serve(index(files[:2])),
+            "slow": serve(index(files)),
+            "fast": serve(index(files)),
         }
         results = probe_indexes(files, servers, lambda: TimedSession(clock, servers["slow"]))
         names = [result.target.name for result in rank(list(results.values()))]
         assert names == ["fast", "slow", "fast, lacks one"]
 
-    def test_only_the_first_two_megabytes_of_the_largest_file_are_requested(self, play: Any, files: list[Path]) -> None:
-        server = play(index(files))
+    def test_only_the_first_two_megabytes_of_the_largest_file_are_requested(
+        self, serve: Any, files: list[Path]
+    ) -> None:
+        server = serve(index(files))
         probe_indexes(files, {"m": server})
         ranges = [headers.get("Range") for path, headers in server.seen if "big" in path and path.startswith("/files")]
         assert ranges == ["bytes=0-2097151"]
 
     def test_probe_of_37_mirrors_of_which_18_stall_finds_the_other_19_usable(
-        self, play: Any, files: list[Path]
+        self, serve: Any, files: list[Path]
     ) -> None:
         content = index(files)
         targets = []
         for number in range(37):
             faults = [Fault(stall=True)] if number % 2 else []
-            targets.append(ProbeTarget("pip", f"m{number}", f"{play(content, *faults).url}/simple"))
+            targets.append(ProbeTarget("pip", f"m{number}", f"{serve(content, *faults).url}/simple"))
         results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, session)
         assert [result.error for result in results[1::2]] == ["stops sending data (timeout)"] * 18
         assert len(rank(results)) == 19
 
-    def test_probe_ends_when_no_mirror_is_reachable(self, files: list[Path], play: Any) -> None:
-        closed = [play({}) for _ in range(20)]
+    def test_probe_ends_when_no_mirror_is_reachable(self, files: list[Path], serve: Any) -> None:
+        closed = [serve({}) for _ in range(20)]
         for server in closed:
             server.close()
         results = probe_indexes(files, {f"m{number}": server for number, server in enumerate(closed)})
         assert {result.reachable for result in results.values()} == {False}
 
     def test_probe_of_a_mirror_whose_name_lookup_never_ends_has_an_error_after_its_time_limit(
-        self, files: list[Path], monkeypatch: pytest.MonkeyPatch, play: Any
+        self, files: list[Path], monkeypatch: pytest.MonkeyPatch, serve: Any
     ) -> None:
         def block(*_: object, **__: object) -> None:
             test_is_over.wait()
@@ -225,7 +229,7 @@ class TestPip:
         monkeypatch.setattr(probe, "_FIRST_RESPONSE_SECONDS", 0.1)
         for module in (probe, probe_mirror):
             monkeypatch.setattr(module, "time", Standing())
-        result = probe_indexes(files, {"m": play({})})["m"]
+        result = probe_indexes(files, {"m": serve({})})["m"]
         test_is_over.set()
         assert "does not answer within" in (result.error or "")
 
@@ -269,7 +273,7 @@ class TestConda:
         ids=["complete", "no repodata", "login page", "file missing", "file of another size", "wrong content"],
     )
     def test_probe_of_a_conda_channel_finds_it_usable_or_has_the_reason_as_error(
-        self, play: Any, fault: Fault | None, error: str | None, missing: tuple[str, ...]
+        self, serve: Any, fault: Fault | None, error: str | None, missing: tuple[str, ...]
     ) -> None:
         big, small = b"p" * 500_000, b"tz"
         content = {
@@ -277,7 +281,7 @@ class TestConda:
             "/c/linux-64/p.conda": big,
             "/c/noarch/tz.conda": small,
         }
-        server = play(content, *([fault] if fault else []))
+        server = serve(content, *([fault] if fault else []))
         target = ProbeTarget("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
         (result,) = probe.probe([target], {"conda": self.probe_files(big, small)}, session)
         assert (result.error or "").endswith(error or "")
@@ -286,11 +290,11 @@ class TestConda:
         assert sum(path.endswith("repodata.json") for path in server.paths) == 1
 
 
-def test_probe_of_a_hub_uses_pinned_files_and_reports_the_host_of_the_redirect_target(play: Any) -> None:
+def test_probe_of_a_hub_uses_pinned_files_and_reports_the_host_of_the_redirect_target(serve: Any) -> None:
     weights, config = b"w" * 400_000, b"{}"
-    data = play({"/blob": weights})
+    data = serve({"/blob": weights})
     path = "/o/m/resolve/abc/w.safetensors"
-    hub = play(
+    hub = serve(
         {path: weights, "/o/m/resolve/abc/c.json": config},
         Fault(path, status=302, headers={"Location": f"{data.url}/blob"}),
     )
@@ -306,12 +310,12 @@ def test_probe_of_a_hub_uses_pinned_files_and_reports_the_host_of_the_redirect_t
 @pytest.mark.parametrize("kind", ["index", "find-links"])
 @pytest.mark.parametrize("actual_kind", ["index", "find-links"])
 def test_probe_detects_whether_a_torch_mirror_is_an_index_or_a_find_links_page(
-    play: Any, tmp_path: Path, kind: str, actual_kind: str
+    serve: Any, tmp_path: Path, kind: str, actual_kind: str
 ) -> None:
     wheel = write_wheel(tmp_path, "torch", "9.9+cpu", {})
     link = f'<a href="/files/{wheel.name.replace("+", "%2B")}">x</a>'.encode()
     page = "/whl/torch/" if actual_kind == "index" else "/whl/"
-    server = play({page: link, f"/files/{wheel.name.replace('+', '%2B')}": wheel.read_bytes()})
+    server = serve({page: link, f"/files/{wheel.name.replace('+', '%2B')}": wheel.read_bytes()})
     target = ProbeTarget("torch", "m", f"{server.url}/whl", kind)
     (result,) = probe.probe([target], {"torch": [probe_file_of(wheel)]}, session)
     assert (result.error, result.kind, result.held) == (None, actual_kind, 1)

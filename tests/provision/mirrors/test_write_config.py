@@ -248,10 +248,10 @@ class TestRestore:
 
 class TestRealTools:
     def test_pip_uv_and_conda_settings_use_the_written_mirror(
-        self, root: Root, home: Path, tmp_path: Path, play: Any
+        self, root: Root, home: Path, tmp_path: Path, serve: Any
     ) -> None:
         wheel = write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})
-        mirror = play(index([wheel]))
+        mirror = serve(index([wheel]))
         chosen_mirrors.write(root, record_of(f"{mirror.url}/simple"))
         apply(root, home)
         prefix = tmp_path / "venv"
@@ -280,7 +280,7 @@ class TestRealTools:
         assert conda_settings.mirrors({}, home)["https://conda.anaconda.org/nvidia/"] == "https://n.example/nvidia/"
 
     def test_rattler_installs_from_the_mirror_in_the_written_condarc(
-        self, root: Root, home: Path, tmp_path: Path, conda: conda_channel.Served, conda_envs: Path
+        self, root: Root, home: Path, tmp_path: Path, conda: conda_channel.FolderServer, conda_envs: Path
     ) -> None:
         mirror = MirrorSource("m", conda.url, channels={"conda-forge": f"{conda.url}/conda-forge"})
         chosen_mirrors.write(root, MirrorRecord({"conda": MirrorChoice("m", (mirror,), "by test")}))

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
 
 
-def test_blob_lock_that_another_host_does_not_renew_is_taken_over_and_reported(root: Root, play: Any) -> None:
-    played = hub_server.start(play, REPO, FILES)
-    work = pull_of(root, played.url)
+def test_blob_lock_that_another_host_does_not_renew_is_taken_over_and_reported(root: Root, serve: Any) -> None:
+    server = hub_server.start(serve, REPO, FILES)
+    work = pull_of(root, server.url)
     plan = work.plan()
     name = next(target.content for target in plan.fetched if target.file.path == WEIGHTS)
     lock = root.hub_in_use / ".locks" / work.spec.folder / f"{name}.lock"
@@ -39,9 +39,9 @@ def test_blob_lock_that_another_host_does_not_renew_is_taken_over_and_reported(r
     assert claims(lock) == []
 
 
-def test_pull_that_lost_its_blob_locks_fails_and_places_no_file_in_the_snapshot(root: Root, play: Any) -> None:
-    played = hub_server.start(play, REPO, FILES)
-    work = pull_of(root, played.url)
+def test_pull_that_lost_its_blob_locks_fails_and_places_no_file_in_the_snapshot(root: Root, serve: Any) -> None:
+    server = hub_server.start(serve, REPO, FILES)
+    work = pull_of(root, server.url)
 
     def lose_the_locks(*_: object) -> None:
         for claim in (root.hub_in_use / ".locks").rglob("*.lease-*"):

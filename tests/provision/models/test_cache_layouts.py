@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from provision.models.manifest import Manifest
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 TOTAL = sum(map(len, FILES.values()))
 DIGEST = hashlib.sha256(FILES[WEIGHTS]).hexdigest()
@@ -46,10 +46,10 @@ def root(tmp_path: Path) -> Root:
 
 
 @pytest.fixture
-def hub(play: Any) -> Played:
+def hub(serve: Any) -> Server:
     """Start a hub with the files of the model `m`."""
-    played: Played = hub_server.start(play, REPO, FILES)
-    return played
+    server: Server = hub_server.start(serve, REPO, FILES)
+    return server
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def entries(root: Root) -> Manifest:
     return manifest.load(path)
 
 
-def pull_of(root: Root, entries: Manifest, hub: Played) -> Pull:
+def pull_of(root: Root, entries: Manifest, hub: Server) -> Pull:
     return Pull(root, "m", entries.pick("m"), Hubs(root, {"HF_ENDPOINT": hub.url}))
 
 
@@ -101,7 +101,7 @@ def publish(root: Root, repo: str) -> Path:
 
 @pytest.mark.parametrize("with_blobs", [True, False])
 def test_snapshot_of_real_files_is_used_without_a_download_and_can_be_removed(
-    root: Root, entries: Manifest, hub: Played, with_blobs: bool
+    root: Root, entries: Manifest, hub: Server, with_blobs: bool
 ) -> None:
     work = pull_of(root, entries, hub)
     run(work)
@@ -120,7 +120,7 @@ def test_snapshot_of_real_files_is_used_without_a_download_and_can_be_removed(
 
 
 def test_cache_that_huggingface_hub_filled_without_links_can_be_removed(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     code = (
         "from huggingface_hub import snapshot_download; "
@@ -137,7 +137,7 @@ def test_cache_that_huggingface_hub_filled_without_links_can_be_removed(
 
 
 def test_remove_deletes_a_file_of_the_shared_store_only_if_no_other_repository_links_to_it(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     run(pull_of(root, entries, hub))
     other = root.hub / "models--some--other"
@@ -150,7 +150,9 @@ def test_remove_deletes_a_file_of_the_shared_store_only_if_no_other_repository_l
     remove.remove(root, entries, "m")
     assert payload.exists()
     (other / "blobs" / DIGEST).unlink()
-    assert sum(inventory.unlisted(root, entries).values()) == len(FILES[WEIGHTS]), "an unused payload is listed"
+    assert sum(inventory.unlisted(root, entries).values()) == len(FILES[WEIGHTS]), (
+        "a file of the shared store that no repository uses is listed"
+    )
     run(pull_of(root, entries, hub))
     payload.unlink()
     publish(root, REPO)
@@ -161,7 +163,7 @@ def test_remove_deletes_a_file_of_the_shared_store_only_if_no_other_repository_l
 
 
 def test_remove_changes_no_shared_store_without_the_marker_file_of_huggingface_hub(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     run(pull_of(root, entries, hub))
     payload = publish(root, REPO)
@@ -171,7 +173,7 @@ def test_remove_changes_no_shared_store_without_the_marker_file_of_huggingface_h
 
 
 def test_file_of_the_shared_store_to_which_a_repository_links_is_not_deleted(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     run(pull_of(root, entries, hub))
     payload = publish(root, REPO)
@@ -179,7 +181,7 @@ def test_file_of_the_shared_store_to_which_a_repository_links_is_not_deleted(
     assert payload.exists()
 
 
-def test_link_through_a_lost_home_into_the_shared_store_is_repaired(root: Root, entries: Manifest, hub: Played) -> None:
+def test_link_through_a_lost_home_into_the_shared_store_is_repaired(root: Root, entries: Manifest, hub: Server) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     payload = publish(root, REPO)
@@ -201,7 +203,7 @@ def repair(root: Root, entries: Manifest | None = None) -> None:
 
 
 def test_repository_with_links_into_a_lost_home_and_without_a_listing_loads_after_repair(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     """Leave absolute links into a lost home, no listing and no refs; the repair gets no manifest entry."""
     work = pull_of(root, entries, hub)
@@ -219,7 +221,7 @@ def test_repository_with_links_into_a_lost_home_and_without_a_listing_loads_afte
 
 
 def test_lost_refs_main_beside_another_ref_is_set_to_the_pinned_revision(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     work = pull_of(root, entries, hub)
     run(work)
@@ -228,7 +230,7 @@ def test_lost_refs_main_beside_another_ref_is_set_to_the_pinned_revision(
     assert (work.folder / "refs/main").read_text() == REVISION
 
 
-def test_snapshot_link_whose_blob_is_lost_is_reported(root: Root, entries: Manifest, hub: Played) -> None:
+def test_snapshot_link_whose_blob_is_lost_is_reported(root: Root, entries: Manifest, hub: Server) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     (work.folder / "blobs" / DIGEST).unlink()
@@ -238,7 +240,7 @@ def test_snapshot_link_whose_blob_is_lost_is_reported(root: Root, entries: Manif
 
 
 def test_present_file_that_huggingface_hub_has_marked_as_absent_is_found_again(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     work = pull_of(root, entries, hub)
     marker = work.folder / ".no_exist" / REVISION / "model_index.json"
@@ -252,7 +254,7 @@ def test_present_file_that_huggingface_hub_has_marked_as_absent_is_found_again(
 
 
 def test_remove_of_the_last_model_deletes_blobs_that_no_snapshot_uses(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     work = pull_of(root, entries, hub)
     run(work)
@@ -265,7 +267,7 @@ def test_remove_of_the_last_model_deletes_blobs_that_no_snapshot_uses(
     assert not work.folder.exists()
 
 
-def test_remove_keeps_blobs_in_the_listing_of_another_commit(root: Root, entries: Manifest, hub: Played) -> None:
+def test_remove_keeps_blobs_in_the_listing_of_another_commit(root: Root, entries: Manifest, hub: Server) -> None:
     work = pull_of(root, entries, hub)
     run(work)
     kept = work.folder / "blobs" / ("e" * 64)
@@ -277,7 +279,7 @@ def test_remove_keeps_blobs_in_the_listing_of_another_commit(root: Root, entries
 
 
 def test_blob_with_another_hard_link_does_not_count_as_freed_bytes(
-    root: Root, entries: Manifest, hub: Played, tmp_path: Path
+    root: Root, entries: Manifest, hub: Server, tmp_path: Path
 ) -> None:
     work = pull_of(root, entries, hub)
     run(work)
@@ -286,7 +288,7 @@ def test_blob_with_another_hard_link_does_not_count_as_freed_bytes(
 
 
 def test_model_in_the_cache_folder_of_its_former_id_is_not_downloaded_again(
-    root: Root, entries: Manifest, hub: Played
+    root: Root, entries: Manifest, hub: Server
 ) -> None:
     work = pull_of(root, entries, hub)
     run(work)
@@ -299,12 +301,12 @@ def test_model_in_the_cache_folder_of_its_former_id_is_not_downloaded_again(
     run(work)
     assert gets(hub, "/resolve/") == requests
     assert states(work) == {"ok"}
-    assert disk_bytes(root.hub) < TOTAL + 10_000, "both folders share the bytes"
+    assert disk_bytes(root.hub) < TOTAL + 10_000, "the bytes exist once, although the repository has two folders"
 
 
 @pytest.mark.parametrize("is_right", [True, False])
 def test_real_file_of_another_revision_is_reused_only_if_its_hash_is_right(
-    root: Root, entries: Manifest, hub: Played, is_right: bool
+    root: Root, entries: Manifest, hub: Server, is_right: bool
 ) -> None:
     content = FILES[WEIGHTS] if is_right else bytes(len(FILES[WEIGHTS]))
     other = repo_of(root) / "snapshots" / ("2" * 40) / WEIGHTS

@@ -33,15 +33,15 @@ HALF = {**SMALL, "unet/model.fp16.safetensors": b"half" * 1000}
 
 
 @pytest.fixture
-def both_pulled(tmp_path: Path, root: Root, play: Any) -> Manifest:
+def both_pulled(tmp_path: Path, root: Root, serve: Any) -> Manifest:
     """Return a manifest with two variants of a repository, both pulled."""
-    played = hub_server.start(play, REPO, {**PLAIN, **HALF})
+    server = hub_server.start(serve, REPO, {**PLAIN, **HALF})
     text = hub_server.manifest_entry("m", REPO, PLAIN, extra=f'aliases = ["{OLD}"]\n')
     text += hub_server.manifest_entry('"m@half"', REPO, HALF, variant="half")
     (tmp_path / "models.toml").write_text(text)
     both = manifest.load(tmp_path / "models.toml")
     for name in ("m", "m@half"):
-        pull(root, both, name, played.url)
+        pull(root, both, name, server.url)
     return both
 
 
@@ -87,7 +87,7 @@ def test_pulled_model_is_loaded_by_its_former_id(root: Root, both_pulled: Manife
     step = SnapshotStep(
         root, [pins.apply(root, model) for model in both_pulled.with_all_extras()], Journal(root.journal)
     )
-    assert step.check().detail.startswith("1 repositories"), "a link is not another repository"
+    assert step.check().detail.startswith("1 repositories"), "the link does not count as another repository"
 
 
 def test_lost_link_for_the_former_id_is_drift_and_is_made_again(root: Root, both_pulled: Manifest) -> None:

@@ -48,10 +48,10 @@ def busy(seconds: int, **fault: Any) -> Fault:
 
 class TestWaits:
     def test_pull_waits_for_a_busy_hub_if_the_other_hub_lists_a_wrong_hash(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        wrong_hub = hub_server.start(play, REPO, CHANGED)
-        right_hub = hub_server.start(play, REPO, FILES, busy(20, times=1))
+        wrong_hub = hub_server.start(serve, REPO, CHANGED)
+        right_hub = hub_server.start(serve, REPO, FILES, busy(20, times=1))
         work = pull_from(root, hubs_of(root, monkeypatch, wrong_hub.url, right_hub.url))
         _, waits = skip_waits(work.health)
         run(work)
@@ -60,9 +60,9 @@ class TestWaits:
         assert "mirror" in work.health.banned
 
     def test_pull_waits_for_the_busy_hub_with_the_shortest_retry_after(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first, second = (hub_server.start(play, REPO, FILES, busy(seconds, times=1)) for seconds in (300, 20))
+        first, second = (hub_server.start(serve, REPO, FILES, busy(seconds, times=1)) for seconds in (300, 20))
         work = pull_from(root, hubs_of(root, monkeypatch, first.url, second.url))
         _, waits = skip_waits(work.health)
         run(work)
@@ -70,21 +70,21 @@ class TestWaits:
         assert waits == [20]
 
     def test_pull_fails_without_a_wait_if_the_only_hub_has_a_retry_after_of_an_hour(
-        self, root: Root, play: Any
+        self, root: Root, serve: Any
     ) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES, busy(3600)).url)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES, busy(3600)).url)
         messages, waits = skip_waits(work.health)
         with pytest.raises(HubError) as raised:
             run(work)
         assert type(raised.value) is HubError
         assert (messages, waits) == ([], [])
 
-    def test_second_run_of_the_same_pull_waits_for_a_busy_hub_again(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        work = pull_of(root, played.url)
+    def test_second_run_of_the_same_pull_waits_for_a_busy_hub_again(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES)
+        work = pull_of(root, server.url)
         run(work)
         (work.snapshot / WEIGHTS).resolve().unlink()
-        played.faults.append(busy(20, times=1))
+        server.faults.append(busy(20, times=1))
         work._resolver._listings.clear()
         _, waits = skip_waits(work.health)
         work.health.stopped.set()  # as the end of the first run does
@@ -95,22 +95,22 @@ class TestWaits:
 
 class TestHubs:
     def test_model_is_pulled_from_two_hubs_that_each_lack_a_different_file(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         without_config = hub_server.start(
-            play, REPO, {path: content for path, content in FILES.items() if path != CONFIG}
+            serve, REPO, {path: content for path, content in FILES.items() if path != CONFIG}
         )
         without_weights = hub_server.start(
-            play, REPO, {path: content for path, content in FILES.items() if path != WEIGHTS}
+            serve, REPO, {path: content for path, content in FILES.items() if path != WEIGHTS}
         )
         work = pull_from(root, hubs_of(root, monkeypatch, without_config.url, without_weights.url))
         run(work)
         assert is_whole(work)
 
     def test_hub_that_lists_one_wrong_hash_is_used_for_no_file(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        wrong_hub, right_hub = hub_server.start(play, REPO, CHANGED), hub_server.start(play, REPO, FILES)
+        wrong_hub, right_hub = hub_server.start(serve, REPO, CHANGED), hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, wrong_hub.url, right_hub.url))
         run(work)
         assert is_whole(work)
@@ -118,10 +118,10 @@ class TestHubs:
 
     @pytest.mark.parametrize("status", [404, 503])
     def test_mirror_delivers_a_file_that_the_official_hub_lists_and_does_not_serve(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, status: int
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
-        mirror = hub_server.start(play, REPO, FILES)
-        official = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=status))
+        mirror = hub_server.start(serve, REPO, FILES)
+        official = hub_server.start(serve, REPO, FILES, Fault("/resolve/", status=status))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
         skip_waits(work.health)
         run(work)
@@ -129,31 +129,31 @@ class TestHubs:
         assert pins.by_mirrors(root, work.spec) == {}, "the hashes come from the official hub"
 
     def test_wrong_bytes_of_a_mirror_for_a_file_listed_by_the_official_hub_are_refused(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        mirror = hub_server.start(play, REPO, CHANGED)
-        official = hub_server.start(play, REPO, FILES, Fault(f"resolve/{REVISION}/{CONFIG}", status=404))
+        mirror = hub_server.start(serve, REPO, CHANGED)
+        official = hub_server.start(serve, REPO, FILES, Fault(f"resolve/{REVISION}/{CONFIG}", status=404))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
         with pytest.raises(FirstlightError, match="but the pinned git_sha1 is"):
             run(work)
         assert not (work.snapshot / CONFIG).exists()
 
-    def test_listing_is_requested_without_compression(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        run(pull_of(root, played.url))
+    def test_listing_is_requested_without_compression(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES)
+        run(pull_of(root, server.url))
         own_requests = [
-            headers for path, headers in played.seen if "/tree/" in path and headers.get("User-Agent") == "firstlight"
+            headers for path, headers in server.seen if "/tree/" in path and headers.get("User-Agent") == "firstlight"
         ]
         assert [headers["Accept-Encoding"] for headers in own_requests] == ["identity"]
 
-    def test_endless_body_of_a_redirect_of_the_listing_is_not_read(self, raw: Any) -> None:
+    def test_endless_body_of_a_redirect_of_the_listing_is_not_read(self, serve_raw: Any) -> None:
         def script(server: Any, line: Any) -> None:
             server.send(line, b"HTTP/1.1 302 Found\r\nLocation: /x\r\nTransfer-Encoding: chunked\r\n\r\n")
             for _ in range(64):
                 server.send(line, b"100000\r\n" + bytes(1 << 20) + b"\r\n")
             server.send(line, b"0\r\n\r\n")
 
-        endless = raw(script)
+        endless = serve_raw(script)
         with pytest.raises(HubError):
             Hub({}, endpoint=endless.url).listing(REPO, REVISION, seconds=1.0)
         assert endless.sent < 6 * (32 << 20)
@@ -161,18 +161,18 @@ class TestHubs:
 
 class TestTrust:
     def test_present_file_stays_if_only_a_mirror_lists_another_hash(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        run(pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=False, trust=True))
-        mirror = hub_server.start(play, REPO, CHANGED)
+        run(pull_of(root, hub_server.start(serve, REPO, FILES).url, pinned=False, trust=True))
+        mirror = hub_server.start(serve, REPO, CHANGED)
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, UNREACHABLE), pinned=False)
         assert work.plan().needed == []
         assert is_whole(work)
 
     def test_present_files_whose_hash_comes_from_a_mirror_only_are_reported(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        mirror = hub_server.start(play, REPO, FILES)
+        mirror = hub_server.start(serve, REPO, FILES)
         run(pull_of(root, mirror.url, pinned=False, trust=True))
         messages: list[str] = []
         row = models_run.pull(pull_of(root, UNREACHABLE, pinned=False), messages.append, quiet=True, dry_run=False)
@@ -181,16 +181,16 @@ class TestTrust:
         ]
         assert f"4 files have a hash from {mirror.url} only; the official hub could not be reached" in row.detail
 
-    def test_plan_of_a_complete_pinned_model_needs_no_hub(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_plan_of_a_complete_pinned_model_needs_no_hub(self, root: Root, serve: Any) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         run(work)
         plan = pull_of(root, UNREACHABLE).plan()
         assert models_output.plan_line("m", plan) == "m: all 4 files are present, every hash matches"
 
     def test_hashes_that_a_pull_has_recorded_detect_a_corrupt_file_in_the_same_pull(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        official = hub_server.start(play, REPO, FILES)
+        official = hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, UNREACHABLE, official.url), pinned=False)
         run(work)
         assert all(file.locked for file in work.spec.files)
@@ -201,24 +201,24 @@ class TestTrust:
         assert [state.path for state in work.check_files(Depth.HASH) if state.state != "ok"] == [CONFIG]
 
     def test_hash_of_the_official_hub_is_preferred_to_the_hash_of_a_trusted_mirror(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        changed_mirror = hub_server.start(play, REPO, CHANGED)
+        changed_mirror = hub_server.start(serve, REPO, CHANGED)
         first = pull_of(root, changed_mirror.url, pinned=False, trust=True)
         run(first)
         (first.snapshot / CONFIG).resolve().unlink()
-        official = hub_server.start(play, REPO, FILES)
+        official = hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, changed_mirror.url, official.url), pinned=False, trust=True)
         run(work)
         assert is_whole(work)
         assert pins.by_mirrors(root, work.spec) == {}
 
     def test_blob_with_wrong_content_under_the_right_git_hash_is_downloaded_again(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Record the sha256 of a mirror, while the official hub lists git's hash, which is the name of the blob."""
         right_content, wrong_content = b'{"good": 1}\n', b'{"evil": 1}\n'
-        official = hub_server.start(play, REPO, {"config.json": right_content})
+        official = hub_server.start(serve, REPO, {"config.json": right_content})
         work = pull_from(
             root, hubs_of(root, monkeypatch, UNREACHABLE, official.url), entry_of('{path = "config.json"}')
         )
@@ -236,11 +236,11 @@ class TestTrust:
         assert (work.snapshot / "config.json").read_bytes() == right_content
 
     def test_listing_with_another_size_than_the_manifest_pins_is_refused_despite_a_record(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         text = entry_of(f'{{path = "{CONFIG}", size = {len(FILES[CONFIG])}}}')
-        run(pull_from(root, Hubs(root, {"HF_ENDPOINT": hub_server.start(play, REPO, FILES).url}), text, trust=True))
-        official = hub_server.start(play, REPO, {**FILES, CONFIG: b'{"another size": 1}\n'})
+        run(pull_from(root, Hubs(root, {"HF_ENDPOINT": hub_server.start(serve, REPO, FILES).url}), text, trust=True))
+        official = hub_server.start(serve, REPO, {**FILES, CONFIG: b'{"another size": 1}\n'})
         for _ in range(2):
             work = pull_from(root, hubs_of(root, monkeypatch, UNREACHABLE, official.url), text)
             with pytest.raises(
@@ -251,9 +251,9 @@ class TestTrust:
             (work.snapshot / CONFIG).unlink(missing_ok=True)
 
     def test_recorded_hash_with_another_size_than_the_manifest_pins_is_ignored(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        official = hub_server.start(play, REPO, FILES)
+        official = hub_server.start(serve, REPO, FILES)
         hubs = hubs_of(root, monkeypatch, UNREACHABLE, official.url)
         run(pull_from(root, hubs, entry_of(f'{{path = "{CONFIG}"}}')))
         work = pull_from(root, hubs, entry_of(f'{{path = "{CONFIG}", size = 5}}'))
@@ -280,10 +280,10 @@ class TestInvalidRecords:
     )
     @pytest.mark.parametrize("pinned", [True, False])
     def test_invalid_record_of_the_hashes_of_a_model_is_ignored(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, record: object, pinned: bool
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch, record: object, pinned: bool
     ) -> None:
         root.model_pins.write_text(json.dumps({"pins": {KEY: record}}))
-        official = hub_server.start(play, REPO, FILES)
+        official = hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, UNREACHABLE, official.url), pinned=pinned)
         run(work)
         assert is_whole(work)

@@ -71,7 +71,7 @@ def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)])
 def test_pulled_pipeline_makes_the_same_image_offline_as_before_the_pull(
-    saved: dict[str, Path], before: list[str], measured_python: Path, root: Root, play: Any, fault: Fault | None
+    saved: dict[str, Path], before: list[str], measured_python: Path, root: Root, serve: Any, fault: Fault | None
 ) -> None:
     """Compare every pixel, with and without broken connections."""
     entries = {
@@ -79,18 +79,18 @@ def test_pulled_pipeline_makes_the_same_image_offline_as_before_the_pull(
         "tiny-half": ("owner/tiny-half", sd_files(saved["sd"], "fp16"), "fp16"),
         "tiny-ddpm": ("owner/tiny-ddpm", hub_server.files_of(saved["ddpm"]), None),
     }
-    played = hub_server.start(play, "owner/none", {}, *([fault] if fault else []))
+    server = hub_server.start(serve, "owner/none", {}, *([fault] if fault else []))
     text = ""
     for name, (repo, files, variant) in entries.items():
         repo_files = hub_server.files_of(saved["sd"]) if "ddpm" not in name else files
-        hub_server.add(played, repo, repo_files)
+        hub_server.add(server, repo, repo_files)
         text += hub_server.manifest_entry(name, repo, files, variant=variant)
     (root.path / "models.toml").write_text(text)
     models = manifest.load(root.path / "models.toml")
     for name in entries:
-        pull = Pull(root, name, models.pick(name), Hubs(root, {"HF_ENDPOINT": played.url}))
+        pull = Pull(root, name, models.pick(name), Hubs(root, {"HF_ENDPOINT": server.url}))
         pull.run(pull.plan(), lambda *_: None)
-    played.close()
+    server.close()
     options: dict[str, object] = {"cache_dir": str(root.hub)}
     half: dict[str, object] = {**options, "variant": "fp16"}
     hashes = draw(

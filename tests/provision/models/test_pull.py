@@ -67,8 +67,8 @@ class TestFaults:
             "no ranges and cut off",
         ],
     )
-    def test_temporary_fault_is_retried_until_the_pull_is_complete(self, root: Root, play: Any, fault: Fault) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
+    def test_temporary_fault_is_retried_until_the_pull_is_complete(self, root: Root, serve: Any, fault: Fault) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES, fault).url)
         run(work)
         assert is_whole(work)
         assert not list(work.folder.rglob("*.firstlight-*")), "no partial file is left"
@@ -93,45 +93,45 @@ class TestFaults:
         ],
     )
     def test_permanent_fault_of_a_hub_ends_the_pull_with_the_reason(
-        self, root: Root, play: Any, fault: Fault, reason: str
+        self, root: Root, serve: Any, fault: Fault, reason: str
     ) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES, fault).url)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES, fault).url)
         with pytest.raises(FirstlightError, match=reason) as raised:
             run(work)
         assert "hf_" not in str(raised.value)
         assert not (work.snapshot / WEIGHTS).exists()
         assert work.check_files(Depth.SIZE)[2].state == "missing"
 
-    def test_listing_with_another_size_or_hash_than_the_pin_stops_the_pull(self, root: Root, play: Any) -> None:
+    def test_listing_with_another_size_or_hash_than_the_pin_stops_the_pull(self, root: Root, serve: Any) -> None:
         for changes in ({"size": 5}, {"oid": "2" * 40}):
-            played = hub_server.start(play, REPO, FILES, **changes)
+            server = hub_server.start(serve, REPO, FILES, **changes)
             with pytest.raises(FirstlightError, match="The file was not downloaded"):
-                run(pull_of(root, played.url))
-            assert not gets(played, "/resolve/")
+                run(pull_of(root, server.url))
+            assert not gets(server, "/resolve/")
 
-    def test_listed_paths_outside_of_the_snapshot_are_never_requested(self, root: Root, play: Any) -> None:
+    def test_listed_paths_outside_of_the_snapshot_are_never_requested(self, root: Root, serve: Any) -> None:
         files = {**FILES, "../../../evil.json": b"{}", "unet/../../x.json": b"{}"}
-        played = hub_server.start(play, REPO, files)
-        work = pull_of(root, played.url)
+        server = hub_server.start(serve, REPO, files)
+        work = pull_of(root, server.url)
         run(work)
         assert is_whole(work)
-        assert not any("evil" in path or "/x.json" in path for path in played.paths)
+        assert not any("evil" in path or "/x.json" in path for path in server.paths)
 
-    def test_pull_does_not_contact_the_xet_servers_that_a_hub_names(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES, xetHash="9" * 64)
+    def test_pull_does_not_contact_the_xet_servers_that_a_hub_names(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES, xetHash="9" * 64)
         unreachable = '<http://127.0.0.1:9/cas>; rel="xet-reconstruction-info", <http://127.0.0.1:9/a>; rel="xet-auth"'
-        for path in played.headers:
+        for path in server.headers:
             if "/resolve/" in path:
-                played.headers[path] |= {"X-Xet-Hash": "9" * 64, "Link": unreachable}
-        work = pull_of(root, played.url)
+                server.headers[path] |= {"X-Xet-Hash": "9" * 64, "Link": unreachable}
+        work = pull_of(root, server.url)
         run(work)
         assert is_whole(work)
 
     def test_pull_makes_links_and_refs_even_if_huggingface_hub_cannot_list_the_snapshot(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        work = pull_of(root, played.url)
+        server = hub_server.start(serve, REPO, FILES)
+        work = pull_of(root, server.url)
         monkeypatch.setattr("provision.models.hf_listing.list_snapshot", lambda *_: False)
         run(work)
         assert is_whole(work)
@@ -139,19 +139,19 @@ class TestFaults:
         assert not (work.snapshot / WEIGHTS).readlink().is_absolute()
 
     def test_pull_requests_each_weights_file_once_and_huggingface_hub_requests_none(
-        self, root: Root, play: Any
+        self, root: Root, serve: Any
     ) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        run(pull_of(root, played.url))
-        assert gets(played, WEIGHTS) == 1
-        assert gets(played, "vae/model.safetensors") == 1
+        server = hub_server.start(serve, REPO, FILES)
+        run(pull_of(root, server.url))
+        assert gets(server, WEIGHTS) == 1
+        assert gets(server, "vae/model.safetensors") == 1
 
-    def test_second_mirror_resumes_the_partial_file_of_a_failed_mirror(self, root: Root, play: Any) -> None:
+    def test_second_mirror_resumes_the_partial_file_of_a_failed_mirror(self, root: Root, serve: Any) -> None:
         from provision.mirrors import chosen_mirrors
         from provision.mirrors.chosen_mirrors import MirrorChoice, MirrorRecord, MirrorSource
 
-        first = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
-        second = hub_server.start(play, REPO, FILES)
+        first = hub_server.start(serve, REPO, FILES, Fault(WEIGHTS, cut=1_000_000, times=1), Fault(WEIGHTS, status=404))
+        second = hub_server.start(serve, REPO, FILES)
         sources = (MirrorSource("one", first.url), MirrorSource("two", second.url))
         chosen_mirrors.write(root, MirrorRecord({"hf": MirrorChoice("auto", sources, "")}))
         path = root.path / "models.toml"
@@ -164,9 +164,9 @@ class TestFaults:
 
 
 class TestResume:
-    def test_partial_file_of_an_earlier_run_is_resumed(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        work = pull_of(root, played.url)
+    def test_partial_file_of_an_earlier_run_is_resumed(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES)
+        work = pull_of(root, server.url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(FILES[WEIGHTS][:2_700_000])
@@ -176,8 +176,8 @@ class TestResume:
         assert is_whole(work)
         assert work.arrived == plan.bytes_wanted
 
-    def test_partial_file_with_wrong_bytes_is_replaced(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_partial_file_with_wrong_bytes_is_replaced(self, root: Root, serve: Any) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         part = work.folder / "blobs" / f"{hashlib.sha256(FILES[WEIGHTS]).hexdigest()}{pull_plan.PART}"
         part.parent.mkdir(parents=True)
         part.write_bytes(bytes(2_700_000))
@@ -185,34 +185,34 @@ class TestResume:
         assert is_whole(work)
 
     def test_pull_downloads_only_the_corrupt_file_again_and_keeps_the_corrupt_bytes(
-        self, root: Root, play: Any
+        self, root: Root, serve: Any
     ) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        work = pull_of(root, played.url)
+        server = hub_server.start(serve, REPO, FILES)
+        work = pull_of(root, server.url)
         run(work)
         blob = (work.snapshot / WEIGHTS).resolve()
         corrupt = bytearray(FILES[WEIGHTS])
         corrupt[77] ^= 1
         blob.write_bytes(corrupt)
-        played.requests.clear()
+        server.requests.clear()
         run(work)
         assert is_whole(work)
-        assert (gets(played, WEIGHTS), gets(played, "vae/model.safetensors")) == (1, 0)
+        assert (gets(server, WEIGHTS), gets(server, "vae/model.safetensors")) == (1, 0)
         assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(corrupt), "the corrupt file is kept"
 
-    def test_pull_of_a_complete_model_sends_no_request(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        run(pull_of(root, played.url))
-        played.requests.clear()
-        assert pull_of(root, played.url).plan().is_done
-        assert not played.requests
+    def test_pull_of_a_complete_model_sends_no_request(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES)
+        run(pull_of(root, server.url))
+        server.requests.clear()
+        assert pull_of(root, server.url).plan().is_done
+        assert not server.requests
 
     def test_pull_killed_a_hundred_times_is_completed_by_the_next_run(
-        self, root: Root, play: Any, tmp_path: Path
+        self, root: Root, serve: Any, tmp_path: Path
     ) -> None:
         """Kill real processes after a random number of bytes; no received byte is lost."""
-        played = hub_server.start(play, REPO, FILES)
-        work = pull_of(root, played.url)
+        server = hub_server.start(serve, REPO, FILES)
+        work = pull_of(root, server.url)
         generator = random.Random(3)  # noqa: S311 (it selects when to kill)
         kills = 0
         while kills < 100:
@@ -244,13 +244,13 @@ STRIDES = [pytest.param(3, id="every third write"), pytest.param(1, id="every wr
 
 
 @pytest.mark.parametrize("stride", STRIDES)
-def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, play: Any, stride: int) -> None:
+def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, serve: Any, stride: int) -> None:
     """Kill the process before each write once: of the plan, locks, blobs, links, listing and refs."""
-    played = hub_server.start(play, REPO, FILES)
+    server = hub_server.start(serve, REPO, FILES)
     number = 0
     while True:
         number += stride
-        work = pull_of(root, played.url, pinned=False, trust=True)
+        work = pull_of(root, server.url, pinned=False, trust=True)
         if os.fork() == 0:
             _killed_before(number)
             try:
@@ -260,7 +260,7 @@ def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, p
                 os._exit(1)
         _, status = os.wait()
         assert all(state.state in {"ok", "missing"} for state in work.check_files(Depth.HASH)), number
-        next_pull = pull_of(root, played.url, pinned=False, trust=True)
+        next_pull = pull_of(root, server.url, pinned=False, trust=True)
         run(next_pull)
         assert is_whole(next_pull), number
         assert (next_pull.folder / "refs/main").read_text() == REVISION
@@ -270,7 +270,7 @@ def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, p
             break
         shutil.rmtree(next_pull.folder)
         root.model_pins.unlink()
-    assert number > 30, "almost no write was observed"
+    assert number > 30, "the hook has counted too few writes"
 
 
 def _killed_before(number: int) -> None:
@@ -306,9 +306,9 @@ def _killed_after(work: Pull, count: int) -> None:
         os._exit(1)
 
 
-def test_two_parallel_pulls_download_each_byte_once(root: Root, play: Any) -> None:
-    played = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=4_000_000))
-    pulls = [pull_of(root, played.url) for _ in range(2)]
+def test_two_parallel_pulls_download_each_byte_once(root: Root, serve: Any) -> None:
+    server = hub_server.start(serve, REPO, FILES, Fault("/resolve/", bytes_a_second=4_000_000))
+    pulls = [pull_of(root, server.url) for _ in range(2)]
     plans = [one_pull.plan() for one_pull in pulls]
     threads = [
         threading.Thread(target=one_pull.run, args=(plan, lambda *_: None))
@@ -320,24 +320,24 @@ def test_two_parallel_pulls_download_each_byte_once(root: Root, play: Any) -> No
         thread.join()
     assert is_whole(pulls[0])
     assert sum(one_pull.arrived for one_pull in pulls) == sum(len(content) for content in FILES.values())
-    assert gets(played, WEIGHTS) == 1
+    assert gets(server, WEIGHTS) == 1
 
 
 class TestRefusals:
     def test_pull_without_enough_space_downloads_nothing(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        played = hub_server.start(play, REPO, FILES)
+        server = hub_server.start(serve, REPO, FILES)
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(3_500_000))
         with pytest.raises(BlockedError, match="3,500,000 bytes are free, 3,7"):
-            run(pull_of(root, played.url))
-        assert not gets(played, "/resolve/")
+            run(pull_of(root, server.url))
+        assert not gets(server, "/resolve/")
 
-    def test_pull_that_fills_the_disk_keeps_the_received_part_of_the_file(self, small_disk: Path, play: Any) -> None:
+    def test_pull_that_fills_the_disk_keeps_the_received_part_of_the_file(self, small_disk: Path, serve: Any) -> None:
         root = Root(small_disk / "root")
         root.state.mkdir(parents=True)
         root.hub.mkdir(parents=True)
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         plan = work.plan()
         (small_disk / "ballast").write_bytes(bytes(plan.free - 2_000_000))
         with pytest.raises(BlockedError, match=r"no space left.*bytes are needed"):
@@ -347,9 +347,9 @@ class TestRefusals:
         run(work)
         assert is_whole(work)
 
-    def test_interrupt_ends_the_pull_at_once_and_the_next_pull_resumes_the_file(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
-        work = pull_of(root, played.url)
+    def test_interrupt_ends_the_pull_at_once_and_the_next_pull_resumes_the_file(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
+        work = pull_of(root, server.url)
         script = (
             "import sys, threading, _thread; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
@@ -365,25 +365,25 @@ class TestRefusals:
             "work.run(work.plan(), report)\n"
         )
         completed = subprocess.run(
-            [sys.executable, "-c", script, str(CHECKOUT), str(root.path), played.url],
+            [sys.executable, "-c", script, str(CHECKOUT), str(root.path), server.url],
             capture_output=True,
             timeout=600,
             check=False,
         )
         assert b"KeyboardInterrupt" in completed.stderr
         assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pull_plan.PART}")] == [1_000_000]
-        played.faults.clear()
+        server.faults.clear()
         run(work)
         assert is_whole(work)
 
     def test_gated_repository_to_which_the_token_has_no_access_is_an_access_error(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        played = hub_server.start(play, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
-        monkeypatch.setattr(hub_client, "official_endpoint", lambda: played.url)
+        server = hub_server.start(serve, REPO, FILES, Fault("", status=403, headers={"X-Error-Code": "GatedRepo"}))
+        monkeypatch.setattr(hub_client, "official_endpoint", lambda: server.url)
         with pytest.raises(AccessError, match="the token has no access to it"):
-            run(pull_of(root, played.url))
+            run(pull_of(root, server.url))
 
 
 class _Usage:
@@ -391,8 +391,8 @@ class _Usage:
         self.free = free
 
 
-def test_stored_listing_is_readable_for_all_users(root: Root, play: Any) -> None:
-    work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+def test_stored_listing_is_readable_for_all_users(root: Root, serve: Any) -> None:
+    work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
     run(work)
     trees = list((work.folder / "trees").glob("*.json"))
     assert trees

@@ -45,10 +45,10 @@ RETRY = {"Retry-After": "300"}
 
 
 class TestSameContent:
-    def test_two_files_with_the_same_content_are_downloaded_once(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, SAME_CONTENT)
+    def test_two_files_with_the_same_content_are_downloaded_once(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, SAME_CONTENT)
         work = pull_from(
-            root, Hubs(root, {"HF_ENDPOINT": played.url}), hub_server.manifest_entry("m", REPO, SAME_CONTENT)
+            root, Hubs(root, {"HF_ENDPOINT": server.url}), hub_server.manifest_entry("m", REPO, SAME_CONTENT)
         )
         messages: list[str] = []
         work.health.tell = messages.append
@@ -57,79 +57,81 @@ class TestSameContent:
         assert "3,000,000 bytes to fetch" in plan_line("m", plan)
         work.run(plan, lambda *_: None)
         assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
-        assert gets(played, "model.safetensors") == 1
+        assert gets(server, "model.safetensors") == 1
         assert (messages, work.arrived) == ([], len(FILES[WEIGHTS]))
 
     def test_two_files_with_the_same_content_need_disk_space_for_one(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        played = hub_server.start(play, REPO, SAME_CONTENT)
+        server = hub_server.start(serve, REPO, SAME_CONTENT)
         work = pull_from(
-            root, Hubs(root, {"HF_ENDPOINT": played.url}), hub_server.manifest_entry("m", REPO, SAME_CONTENT)
+            root, Hubs(root, {"HF_ENDPOINT": server.url}), hub_server.manifest_entry("m", REPO, SAME_CONTENT)
         )
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(4_000_000))
         run(work)
         assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
 
-    def test_pulls_from_a_hub_whose_listed_git_hash_changes_share_one_partial_file(self, root: Root, play: Any) -> None:
+    def test_pulls_from_a_hub_whose_listed_git_hash_changes_share_one_partial_file(
+        self, root: Root, serve: Any
+    ) -> None:
         text = entry_of(f'{{path = "{WEIGHTS}", size = 3000000, sha256 = "{SHA256}"}}')
-        played = hub_server.start(play, REPO, FILES, Fault(WEIGHTS, cut=2_000_000, times=99, no_range=True))
+        server = hub_server.start(serve, REPO, FILES, Fault(WEIGHTS, cut=2_000_000, times=99, no_range=True))
         for _ in range(3):
             row = {"type": "file", "path": WEIGHTS, "size": 3_000_000, "oid": secrets.token_hex(20)}
-            played.content[f"/api/models/{REPO}/tree/{REVISION}"] = json.dumps([row]).encode()
-            work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), text)
+            server.content[f"/api/models/{REPO}/tree/{REVISION}"] = json.dumps([row]).encode()
+            work = pull_from(root, Hubs(root, {"HF_ENDPOINT": server.url}), text)
             with pytest.raises(FirstlightError):
                 run(work)
         partial_files = {path.name: path.stat().st_size for path in (work.folder / "blobs").iterdir()}
         assert partial_files == {f"{SHA256}{pull_plan.PART}": 2_000_000}
-        played.faults.clear()
+        server.faults.clear()
         assert pull_from(root, work.hubs, text).plan().bytes_wanted == 1_000_000
 
     @pytest.mark.parametrize("size", [5, 3_000_001])
     def test_hub_that_lists_a_wrong_size_for_a_pinned_git_hash_is_replaced_by_the_next_hub(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, size: int
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
         pin = git_sha1(FILES[WEIGHTS])
-        wrong_hub, right_hub = (hub_server.start(play, REPO, FILES) for _ in range(2))
-        for played, listed_size in ((wrong_hub, size), (right_hub, 3_000_000)):
+        wrong_hub, right_hub = (hub_server.start(serve, REPO, FILES) for _ in range(2))
+        for server, listed_size in ((wrong_hub, size), (right_hub, 3_000_000)):
             row = {"type": "file", "path": WEIGHTS, "size": listed_size, "oid": pin}
-            played.content[f"/api/models/{REPO}/tree/{REVISION}"] = json.dumps([row]).encode()
+            server.content[f"/api/models/{REPO}/tree/{REVISION}"] = json.dumps([row]).encode()
         text = entry_of(f'{{path = "{WEIGHTS}", size = 3000000, git_sha1 = "{pin}"}}')
         work = pull_from(root, hubs_of(root, monkeypatch, wrong_hub.url, right_hub.url), text)
         run(work)
         assert (work.snapshot / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
-    def test_file_pinned_by_both_hashes_without_a_size_is_downloaded(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES)
+    def test_file_pinned_by_both_hashes_without_a_size_is_downloaded(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES)
         pins = f'sha256 = "{SHA256}", git_sha1 = "{git_sha1(FILES[WEIGHTS])}"'
-        work = pull_from(root, Hubs(root, {"HF_ENDPOINT": played.url}), entry_of(f'{{path = "{WEIGHTS}", {pins}}}'))
+        work = pull_from(root, Hubs(root, {"HF_ENDPOINT": server.url}), entry_of(f'{{path = "{WEIGHTS}", {pins}}}'))
         run(work)
         assert (work.snapshot / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
 class TestErrors:
     def test_error_of_a_pull_names_the_hub_that_refused_and_the_unreachable_hub(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        mirror = hub_server.start(play, REPO, FILES, Fault("/resolve/", status=403))
+        mirror = hub_server.start(serve, REPO, FILES, Fault("/resolve/", status=403))
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, UNREACHABLE))
         with pytest.raises(AccessError, match=r"is gated.*The other hubs failed too: official: it does not answer"):
             run(work)
 
     def test_file_that_no_hub_has_is_reported_before_a_file_that_one_hub_refused(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         missing = Fault("vae/model", status=404)
-        mirror = hub_server.start(play, REPO, FILES, Fault("unet/config", status=403), missing)
-        official = hub_server.start(play, REPO, FILES, Fault("unet/config", status=404), missing)
+        mirror = hub_server.start(serve, REPO, FILES, Fault("unet/config", status=403), missing)
+        official = hub_server.start(serve, REPO, FILES, Fault("unet/config", status=404), missing)
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url))
         with pytest.raises(FirstlightError, match=r"vae/model\.safetensors could not be downloaded.*404"):
             run(work)
 
     def test_file_changed_during_the_pull_is_an_error(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
 
         def overwrite(*_: object) -> bool:
             (work.snapshot / "unet/config.json").resolve().write_bytes(b'{"a": 6}\n')
@@ -140,10 +142,10 @@ class TestErrors:
             run(work)
 
     def test_full_disk_found_by_one_worker_ends_the_waits_of_the_others(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Let one worker wait five minutes for a busy hub, while another worker finds no space on the disk."""
-        work = pull_of(root, hub_server.start(play, REPO, FILES, Fault("vae/", status=429, headers=RETRY)).url)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES, Fault("vae/", status=429, headers=RETRY)).url)
         wait_began = threading.Event()
         workers: list[threading.Thread] = []
         wait_results: list[bool] = []
@@ -186,26 +188,26 @@ def interrupt_at_write(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 class TestMain:
-    def pull_and_newer_manifest(self, root: Root, play: Any) -> tuple[Any, str]:
+    def pull_and_newer_manifest(self, root: Root, serve: Any) -> tuple[Any, str]:
         """Pull one revision; return the pull, and the text of a manifest with a newer revision that the hub has."""
-        played = hub_server.start(play, REPO, FILES)
-        first_pull = pull_of(root, played.url)
+        server = hub_server.start(serve, REPO, FILES)
+        first_pull = pull_of(root, server.url)
         run(first_pull)
         content, headers = hub_server.served(REPO, FILES, NEW)
-        played.content |= content
-        played.headers |= headers
+        server.content |= content
+        server.headers |= headers
         return first_pull, hub_server.manifest_entry("m", REPO, FILES).replace(REVISION, NEW)
 
     def test_refs_main_that_a_pull_has_set_changes_to_the_newer_revision_of_the_manifest(
-        self, root: Root, play: Any
+        self, root: Root, serve: Any
     ) -> None:
-        first_pull, text = self.pull_and_newer_manifest(root, play)
+        first_pull, text = self.pull_and_newer_manifest(root, serve)
         next_pull = pull_from(root, first_pull.hubs, text)
         run(next_pull)
         assert ((first_pull.folder / "refs/main").read_text(), next_pull.notes) == (NEW, [])
 
-    def test_pull_of_a_second_pinned_revision_keeps_refs_main_and_adds_a_note(self, root: Root, play: Any) -> None:
-        first_pull, text = self.pull_and_newer_manifest(root, play)
+    def test_pull_of_a_second_pinned_revision_keeps_refs_main_and_adds_a_note(self, root: Root, serve: Any) -> None:
+        first_pull, text = self.pull_and_newer_manifest(root, serve)
         next_pull = pull_from(root, first_pull.hubs, text)
         next_pull.pinned = {REVISION, NEW}
         run(next_pull)
@@ -215,9 +217,9 @@ class TestMain:
 
     @pytest.mark.parametrize("interrupted_write", [1, 2])
     def test_refs_main_interrupted_at_any_write_is_corrected_by_the_next_pull(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, interrupted_write: int
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch, interrupted_write: int
     ) -> None:
-        first_pull, text = self.pull_and_newer_manifest(root, play)
+        first_pull, text = self.pull_and_newer_manifest(root, serve)
         interrupt_at_write(monkeypatch, interrupted_write)
         with pytest.raises(KeyboardInterrupt):
             run(pull_from(root, first_pull.hubs, text))

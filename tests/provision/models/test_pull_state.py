@@ -41,24 +41,24 @@ OLD = "2" * 40
 class TestLocks:
     @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC], ids=["no permission", "no space"])
     def test_blob_lock_that_cannot_be_created_stops_the_pull_before_a_download(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch, code: int
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch, code: int
     ) -> None:
         def refuse(self: blob_lock.BlobLock) -> bool:
             raise OSError(code, os.strerror(code), "a lock")
 
         monkeypatch.setattr(blob_lock.BlobLock, "take", refuse)
-        evil = hub_server.start(play, REPO, {**FILES, "unet/config.json": b'{"a": 6}\n'})
-        played = hub_server.start(play, REPO, FILES)
-        played.content |= {path: body for path, body in evil.content.items() if "/resolve/" in path}
-        work = pull_of(root, played.url)
+        evil = hub_server.start(serve, REPO, {**FILES, "unet/config.json": b'{"a": 6}\n'})
+        server = hub_server.start(serve, REPO, FILES)
+        server.content |= {path: body for path, body in evil.content.items() if "/resolve/" in path}
+        work = pull_of(root, server.url)
         with pytest.raises(BlockedError, match="a lock"):
             run(work)
-        assert not gets(played, "/resolve/")
+        assert not gets(server, "/resolve/")
         assert not list(work.snapshot.rglob("*.json"))
 
-    def test_wait_for_a_file_that_another_process_downloads_is_reported_once(self, root: Root, play: Any) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        work = pull_of(root, played.url)
+    def test_wait_for_a_file_that_another_process_downloads_is_reported_once(self, root: Root, serve: Any) -> None:
+        server = hub_server.start(serve, REPO, FILES)
+        work = pull_of(root, server.url)
         plan = work.plan()
         name = next(target.listed.blob for target in plan.needed if target.file.path == WEIGHTS)
         lock = blob_lock.BlobLock(root.hub_in_use / ".locks" / work.spec.folder / f"{name}.lock")
@@ -74,7 +74,7 @@ class TestLocks:
         assert is_whole(work)
         assert messages == [f"{WEIGHTS} is being downloaded by another process; waiting for it"]
 
-    def test_recorded_hashes_and_stand_ins_of_two_parallel_processes_are_all_kept(self, root: Root, play: Any) -> None:
+    def test_recorded_hashes_and_stand_ins_of_two_parallel_processes_are_all_kept(self, root: Root, serve: Any) -> None:
         script = (
             "import sys; sys.path.insert(0, sys.argv[1])\n"
             "from pathlib import Path\n"
@@ -95,8 +95,8 @@ class TestLocks:
         assert len(step.recorded(root)) == 50
         assert root.model_pins.read_text().count('"from"') == 50
 
-    def test_pull_of_a_complete_model_writes_nothing(self, root: Root, play: Any, tmp_path: Path) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_pull_of_a_complete_model_writes_nothing(self, root: Root, serve: Any, tmp_path: Path) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         run(work)
         mtimes = {path: path.lstat().st_mtime_ns for path in work.folder.rglob("*")}
         next_pull = pull_of(root, "http://127.0.0.1:9")
@@ -117,16 +117,16 @@ class TestMain:
         (snapshot / "old.json").symlink_to(blob)
 
     def test_refs_main_that_firstlight_has_set_changes_to_the_revision_of_the_manifest(
-        self, root: Root, play: Any
+        self, root: Root, serve: Any
     ) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         self.add_older_commit(work)
         (work.folder / "firstlight-main").write_text(OLD)
         run(work)
         assert (work.folder / "refs/main").read_text() == REVISION
 
-    def test_refs_main_that_another_program_has_set_stays_and_a_note_is_added(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_refs_main_that_another_program_has_set_stays_and_a_note_is_added(self, root: Root, serve: Any) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         self.add_older_commit(work)
         run(work)
         assert (work.folder / "refs/main").read_text() == OLD
@@ -135,8 +135,8 @@ class TestMain:
         assert note.endswith("To load the pulled files, add the argument revision=1111111…")
 
     @pytest.mark.parametrize("text", ["", "no commit", "3" * 40])
-    def test_invalid_refs_main_is_replaced_by_the_pulled_revision(self, root: Root, play: Any, text: str) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_invalid_refs_main_is_replaced_by_the_pulled_revision(self, root: Root, serve: Any, text: str) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         (work.folder / "refs").mkdir(parents=True)
         (work.folder / "refs/main").write_text(text)
         run(work)
@@ -148,8 +148,8 @@ class TestRemoval:
         """Load `models.toml` of a root, and return the manifest."""
         return manifest.load(root.path / "models.toml")
 
-    def test_commit_that_no_model_pins_is_listed_and_can_be_removed(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_commit_that_no_model_pins_is_listed_and_can_be_removed(self, root: Root, serve: Any) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         TestMain().add_older_commit(work)
         run(work)
         name = f"{REPO}@{OLD[:12]}"
@@ -163,16 +163,18 @@ class TestRemoval:
         with pytest.raises(FirstlightError, match="is the pinned revision of m"):
             removal(root, self.manifest_of(root), f"{REPO}@{REVISION}")
 
-    def test_removal_keeps_a_blob_that_another_commit_shares(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_removal_keeps_a_blob_that_another_commit_shares(self, root: Root, serve: Any) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         run(work)
         snapshots.link(work.folder, OLD, [("same.safetensors", (work.snapshot / WEIGHTS).readlink().name)])
         remove(root, self.manifest_of(root), "m")
         assert (work.folder / "snapshots" / OLD / "same.safetensors").read_bytes() == FILES[WEIGHTS]
         assert not work.snapshot.exists(), "an empty folder would be filled again from the blobs of the other commit"
 
-    def test_removal_deletes_the_files_of_an_unfinished_pull(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES, Fault("vae/", status=404), Fault("unet/c", cut=4)).url)
+    def test_removal_deletes_the_files_of_an_unfinished_pull(self, root: Root, serve: Any) -> None:
+        work = pull_of(
+            root, hub_server.start(serve, REPO, FILES, Fault("vae/", status=404), Fault("unet/c", cut=4)).url
+        )
         with pytest.raises(FirstlightError):
             run(work)
         (work.folder / "blobs" / f"{git_sha1(FILES['unet/config.json'])}.firstlight-part").write_bytes(b"{")
@@ -181,8 +183,8 @@ class TestRemoval:
         remove(root, self.manifest_of(root), "m")
         assert not work.folder.exists()
 
-    def test_removal_keeps_the_partial_file_of_another_model(self, root: Root, play: Any) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url)
+    def test_removal_keeps_the_partial_file_of_another_model(self, root: Root, serve: Any) -> None:
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
         run(work)
         other = {"half.safetensors": b"half" * 100}
         text = hub_server.manifest_entry("m", REPO, FILES) + hub_server.manifest_entry("half", REPO, other)
@@ -199,9 +201,9 @@ class TestRemoval:
 
     @pytest.mark.parametrize("pinned", [True, False])
     def test_removal_keeps_a_blob_in_the_store_that_repositories_share(
-        self, root: Root, play: Any, pinned: bool
+        self, root: Root, serve: Any, pinned: bool
     ) -> None:
-        work = pull_of(root, hub_server.start(play, REPO, FILES).url, pinned=pinned, trust=True)
+        work = pull_of(root, hub_server.start(serve, REPO, FILES).url, pinned=pinned, trust=True)
         run(work)
         root.model_pins.unlink(missing_ok=True)
         blob = next(path for path in (work.folder / "blobs").iterdir() if path.stat().st_size == len(FILES[WEIGHTS]))
@@ -234,10 +236,10 @@ class TestStandIns:
 
 class TestSecrets:
     def test_password_in_an_endpoint_is_never_stored(
-        self, root: Root, play: Any, monkeypatch: pytest.MonkeyPatch
+        self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        played = hub_server.start(play, REPO, FILES)
-        url = played.url.replace("http://", f"http://user:{TOKEN}@")
+        server = hub_server.start(serve, REPO, FILES)
+        url = server.url.replace("http://", f"http://user:{TOKEN}@")
         work = pull_of(root, url, pinned=False, trust=True)
         run(work)
         step.record(root, "m", f"{url} does not answer; {TOKEN}")
@@ -282,15 +284,15 @@ class TestSecrets:
     def test_redact_removes_control_characters(self) -> None:
         assert redact("it answers \x1b[2J\x9b31m403\tGo\n") == "it answers [2J31m403\tGo\n"
 
-    def test_password_of_netrc_is_not_sent_to_a_redirect_target(self, root: Root, play: Any, home: Path) -> None:
+    def test_password_of_netrc_is_not_sent_to_a_redirect_target(self, root: Root, serve: Any, home: Path) -> None:
         (home / ".netrc").write_text(f"default login me password {TOKEN}\n")
-        target_server = play({"/data": FILES[WEIGHTS]})
+        target_server = serve({"/data": FILES[WEIGHTS]})
         redirect = Fault(
             f"/resolve/{REVISION}/{WEIGHTS}", status=302, headers={"Location": f"{target_server.url}/data"}
         )
-        played = hub_server.start(play, REPO, FILES, redirect)
-        run(pull_of(root, played.url))
-        assert {token for _, _, token in [*target_server.requests, *played.requests]} == {None}
+        server = hub_server.start(serve, REPO, FILES, redirect)
+        run(pull_of(root, server.url))
+        assert {token for _, _, token in [*target_server.requests, *server.requests]} == {None}
 
     def test_token_is_sent_only_to_named_hosts_if_the_implicit_token_is_disabled(
         self, monkeypatch: pytest.MonkeyPatch
@@ -334,14 +336,14 @@ class TestSecrets:
         assert is_host(named, endpoint) is is_match
 
 
-def test_endpoint_that_a_flag_names_is_the_only_hub_of_a_pull(root: Root, play: Any) -> None:
+def test_endpoint_that_a_flag_names_is_the_only_hub_of_a_pull(root: Root, serve: Any) -> None:
     assert [hub.endpoint for hub in Hubs(root, {}, endpoint="http://127.0.0.1:9").every()] == ["http://127.0.0.1:9"]
 
 
 class TestCommands:
     @pytest.fixture
-    def flags(self, tmp_path: Path, envs: Path, play: Any) -> list[str]:
-        hub = hub_server.start(play, REPO, FILES, Fault("/resolve/", bytes_a_second=6_000_000))
+    def flags(self, tmp_path: Path, envs: Path, serve: Any) -> list[str]:
+        hub = hub_server.start(serve, REPO, FILES, Fault("/resolve/", bytes_a_second=6_000_000))
         self.hub = hub
         text = hub_server.manifest_entry("m", REPO, FILES) + hub_server.manifest_entry("n", REPO, FILES)
         (envs / "models.toml").write_text(text)

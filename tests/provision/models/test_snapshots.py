@@ -93,7 +93,7 @@ def test_snapshot_without_a_listing_is_rebuilt_from_the_manifest(root: Root, hub
     for file in model.files:  # `models pull` names a blob by its sha256
         old_blob = next(blob for blob in (repo(root) / "old").iterdir() if blob.stat().st_size == file.size)
         shutil.copy(old_blob, repo(root) / "blobs" / str(file.sha256))
-    assert step(root).check().state is State.OK, "the blobs are unknown"
+    assert step(root).check().state is State.OK, "without a listing or a manifest nothing names the files of the blobs"
     repair = step(root, model)
     assert repair.check().state is State.DRIFTED
     repair.apply()
@@ -190,10 +190,10 @@ def test_invalid_refs_main_beside_two_revisions_is_set_to_the_pinned_one(
     repair_once(step(root, manifest(hub, tmp_path)))
     assert (repo(root) / "refs/main").read_text() == hub.revision
     (repo(root) / "refs/main").write_text(other)
-    assert step(root, manifest(hub, tmp_path)).check().state is State.OK, "a valid main is not changed"
+    assert step(root, manifest(hub, tmp_path)).check().state is State.OK, "a valid refs/main is not changed"
     (repo(root) / "refs/main").write_text(f"{other}\n")
     repair_once(step(root, manifest(hub, tmp_path)))
-    assert (repo(root) / "refs/main").read_text() == other, "huggingface_hub takes every byte, also the line end"
+    assert (repo(root) / "refs/main").read_text() == other, "huggingface_hub reads refs/main with its line end"
 
 
 def test_repository_with_another_ref_needs_no_refs_main(root: Root) -> None:
@@ -235,7 +235,7 @@ def test_blob_pinned_without_a_size_is_found_by_its_name_and_linked(root: Root, 
 
 
 def run_in_parallel(*functions: Callable[[], None]) -> None:
-    """Run functions at the same time, and raise the first error."""
+    """Run functions in one thread each, started at the same time, and raise the first error."""
     barrier = threading.Barrier(len(functions))
 
     def begin(function: Callable[[], None]) -> None:

@@ -68,7 +68,7 @@ def test_stand_in_with_a_recorded_description_is_built_without_an_environment(ro
         "model_index.json",
         "scheduler_config.json",
     }
-    assert set(files) == layout, "the layout of the repository"
+    assert set(files) == layout, "the files are those of the flat layout"
     assert all(path.resolve().name == hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values())
     tensors = safetensors.read_header(files["diffusion_pytorch_model.safetensors"])
     assert {name: [*tensor.shape] for name, tensor in tensors.items()} == {
@@ -98,7 +98,7 @@ def test_stand_in_has_random_weights_norms_of_one_and_a_safety_checker_that_flag
     assert tensor("position_ids").tolist() == [[*range(7)]]
     assert set(tensor("norm.weight")) == {1.0}
     assert set(tensor("conv_in.bias")) == {0.0}
-    assert set(tensor("concept_embeds_weights")) == {2.0}, "no cosine exceeds the threshold"
+    assert set(tensor("concept_embeds_weights")) == {2.0}, "the safety checker's cosines stay below the threshold 2"
     big = tensor("big.weight")
     assert len({row.tobytes() for row in big}) == 700, "no row repeats another"
     assert 0.9 < abs(big).max() * 300**0.5 <= 1.01

@@ -47,7 +47,7 @@ def step(root: Root, tmp_path: Path, hub: FakeHub, *, pinned: bool = True, retry
 
 
 def weight_requests(hub: FakeHub) -> list[str]:
-    """Return the paths of the requests for weights."""
+    """Return the URL paths of the GET requests for weights."""
     return [path for method, path, _ in hub.seen if method == "GET" and path.endswith(".safetensors")]
 
 
@@ -166,10 +166,10 @@ def test_model_of_a_failing_hub_is_a_recorded_fallback_until_the_hub_answers(
     assert "none of its files is present" in (model.check().fallback or "")
     assert "stand-in" not in model.check().detail, "no stand-in was built"
     hub.faults.clear()
-    assert step(root, tmp_path, hub).check().state is State.OK, "without retry, the hub is not contacted"
+    assert step(root, tmp_path, hub).check().state is State.OK, "a step without retry does not contact the hub"
     later = step(root, tmp_path, hub, retry=True)
     assert later.retry_reason() == f"{hub.url} answers now"
-    assert step(root, tmp_path, hub).retry_reason() is None, "without retry, no request is sent"
+    assert step(root, tmp_path, hub).retry_reason() is None, "a step without retry sends no request"
     later.apply()
     assert later.check().fallback is None
     assert json.loads(root.stand_ins.read_text()) == {}

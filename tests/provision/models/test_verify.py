@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def write(path: Path, header: dict[str, Any], data: bytes) -> Path:
-    """Write a safetensors file with a header and data."""
+    """Write a safetensors file with a header and data, and return its path."""
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
 
 
 def tensor(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[str, Any]:
-    """Return the header's row of a tensor."""
+    """Return the entry of a tensor in a safetensors header; `begin` and `end` are offsets in the data, in bytes."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
@@ -241,7 +241,7 @@ def test_users_manifest_adds_models_and_an_invalid_name_in_it_is_rejected(tmp_pa
 
 
 class TestNames:
-    """Tests that 40 characters are a hash only if they are hexadecimal and the name of a blob."""
+    """Tests that a name of 40 characters counts as a hash only if it is hexadecimal and the name of a blob."""
 
     NAME = "diffusion_pytorch_model.fp16.safetensors"
 

@@ -134,7 +134,7 @@ def is_killed_at(act: Callable[[], None], *, number: int | None = None, offset: 
             os._exit(3)
         os._exit(0)
     _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the act failed"
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "`act` failed in the child process"
     return os.WIFSIGNALED(status)
 
 
@@ -267,7 +267,7 @@ def test_move_or_undo_killed_before_any_change_loses_no_data_and_the_next_run_co
         assert_nothing_is_lost(trial)
         (assert_undo_completes if operation == "undo" else assert_next_run_completes)(trial)
     else:
-        pytest.fail("the operation does not end")
+        pytest.fail("the operation still runs at its 1000th change")
     assert kills >= 4
     print(f"{kills} kills: {operation}, {case}")
 
@@ -330,14 +330,14 @@ def test_relative_link_out_of_the_folder_keeps_its_target_after_a_kill_before_an
             assert link_target(link) == "../../../../drive"
         assert (link / "weights").read_text() == "w"
     else:
-        pytest.fail("the operation does not end")
+        pytest.fail("the operation still runs at its 1000th change")
     assert kills >= 4
 
 
 def test_relocate_command_killed_during_the_copy_is_completed_by_the_same_command(
     folders: tuple[Path, Path], home: Path
 ) -> None:
-    """Kill the command while it copies 300 MB."""
+    """Kill `provision relocate` while it copies 300 MB."""
     _, other = folders
     big = home / "data"
     big.mkdir()
@@ -351,7 +351,7 @@ def test_relocate_command_killed_during_the_copy_is_completed_by_the_same_comman
         while not partial.exists() and process.poll() is None:
             select.select([], [], [], 0.001)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode in {-signal.SIGKILL, 0}, "0: it ended before the kill"
+    assert process.returncode in {-signal.SIGKILL, 0}, "with 0, the command ended before the kill"
     assert random_trees.contents(big) == before
     completed = subprocess.run(argv, env=environment, check=False, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stdout + completed.stderr

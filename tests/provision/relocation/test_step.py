@@ -281,7 +281,7 @@ def test_move_on_one_file_system_needs_no_more_system_calls_for_1000_files_than_
         hooks.clear()
         assert stat.S_ISLNK(source.lstat().st_mode)
         counts.append(calls)
-    assert abs(counts[0] - counts[1]) <= 20, counts  # other processes' files in /proc come and go
+    assert abs(counts[0] - counts[1]) <= 20, counts  # the number of processes in /proc changes
 
 
 # Python has no way to remove an audit hook, so one hook calls the functions of this list.

@@ -71,7 +71,7 @@ def test_link_of_another_user_in_the_path_of_the_folder_blocks_the_move(
 def test_link_that_replaces_a_folder_during_the_move_is_not_followed(
     home: Path, other_disk: Path, tmp_path: Path, name: bytes, number: int
 ) -> None:
-    """Replace a folder by a link to another folder just before it is opened for the nth time."""
+    """Replace a folder by a link to another folder just before the folder is opened for the nth time."""
     outside, source = tmp_path / "outside", home / "planted"
     for folder in (outside, source):
         shutil.rmtree(folder, ignore_errors=True)

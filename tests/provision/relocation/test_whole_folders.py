@@ -133,7 +133,7 @@ def test_merge_reuses_an_equal_folder_that_an_earlier_home_left_on_the_volume(
     for host in ("pod-2", "pod-3"):
         monkeypatch.setattr(platform, "node", lambda host=host: host)
         (home / "tools").unlink()
-        write(home / "tools/one", "conda environment", "10")  # the home starts again from its image
+        write(home / "tools/one", "conda environment", "10")  # the new home has the folder of its image again
         step = step_of(home, volume)
         step.apply()
         assert names_in(volume / "tools") == ["one", name]

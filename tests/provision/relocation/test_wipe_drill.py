@@ -22,7 +22,7 @@ from tests.provision.environments.conda_steps import env_step
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.provision.conda_channel import Served
+    from tests.provision.conda_channel import FolderServer
     from tests.provision.fake_hub import FakeHub
 
 # Saves a tiny model once. For each line of stdin it loads the model offline by the id of its repository.
@@ -79,7 +79,7 @@ def host(
     short: Path,
     monkeypatch: pytest.MonkeyPatch,
     conda_envs: Path,
-    conda: Served,
+    conda: FolderServer,
     wheels: Path,
     hub: FakeHub,
     measured_python: Path,

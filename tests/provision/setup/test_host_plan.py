@@ -16,7 +16,7 @@ from tests.conftest import CHECKOUT
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.provision.conda_channel import Served
+    from tests.provision.conda_channel import FolderServer
     from tests.provision.fake_hub import FakeHub
 
 # Runs `provision` with its own arguments; the last line of stderr lists every file that the process opened to read.
@@ -45,8 +45,8 @@ class Run(NamedTuple):
 
 
 @pytest.fixture
-def flags(tmp_path: Path, conda_envs: Path, conda: Served, hub: FakeHub) -> list[str]:
-    """Return the flags of a host with conda packages; envs and the user each provide one mirror and one model."""
+def flags(tmp_path: Path, conda_envs: Path, conda: FolderServer, hub: FakeHub) -> list[str]:
+    """Return the flags of a host with conda packages; envs/ and the user's files each have one mirror and one model."""
     (conda_envs / "mirrors.toml").write_text('[pip.near]\nurl = "http://127.0.0.1:9"\n')
     (conda_envs / "models.toml").write_text(hub.manifest())
     (conda_envs / "diffusers/witnesses.toml").write_text("")

@@ -128,7 +128,9 @@ def test_setup_in_a_second_home_with_the_same_host_name_and_path_keeps_that_home
         assert (home / "work/train.py").read_text() == "b's"
         assert [path.read_text() for path in work.iterdir()] == ["a's"]
     assert provision("relocate", home / "work", *flags).returncode == 0
-    assert sorted(path.read_text() for path in work.iterdir()) == ["a's", "b's"], "the command merges, if it is named"
+    assert sorted(path.read_text() for path in work.iterdir()) == ["a's", "b's"], (
+        "`relocate` merges a folder that the user names"
+    )
 
 
 def test_host_with_a_new_name_gets_its_links_back_by_the_flag_adopt_or_a_prompt(
@@ -197,7 +199,7 @@ def test_setup_is_blocked_if_the_volume_that_only_the_homes_record_names_is_unmo
     assert f"rm {home_record.record_file(home)}" in done.stdout
     assert list(volume.iterdir()) == []
     home_record.record_file(home).unlink()
-    assert provision("plan", *flags).returncode == 3, "the command in the message is the way out"
+    assert provision("plan", *flags).returncode == 3, "after the command in the message, setup can make a new root"
 
 
 def test_undo_of_a_relocation_removes_the_volume_from_the_record_in_the_home(
@@ -252,7 +254,7 @@ def test_users_cache_links_to_the_volume_are_kept_by_setup_and_restored_after_a_
         assert repaired.returncode == 0, repaired.stdout + repaired.stderr
         assert {path: path.readlink() for path in mine} == mine
         assert (home / ".cache/huggingface/hub/models--a--b").is_dir()
-        assert not root.hub.exists(), "no empty cache takes the place of the user's"
+        assert not root.hub.exists(), "setup makes no second, empty cache"
     wipe(home)
     assert subprocess.run(["sh", root.relink], check=False, capture_output=True).returncode == 0
     assert {path: path.readlink() for path in mine} == mine

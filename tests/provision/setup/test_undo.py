@@ -117,7 +117,7 @@ def test_runs_are_undone_newest_first(home: Path, tmp_path: Path, host: list[obj
         (home / name / "file").write_text(name)
         assert provision("relocate", home / name, *host).returncode == 0
     assert (home / "two").readlink() == tmp_path / "root/relocated/two"
-    assert provision("status", *host).returncode == 3, "the rest of host.toml is not set up"
+    assert provision("status", *host).returncode == 3, "other folders in host.toml are not relocated yet"
     assert provision("undo", *host[:2]).returncode == 0
     assert [(home / name).is_symlink() for name in ("one", "two")] == [True, False]
     assert provision("undo", *host[:2]).returncode == 0

@@ -179,7 +179,7 @@ def test_undo_copies_a_folder_back_and_keeps_the_original_to_which_another_host_
     assert random_trees.read(of_a) == random_trees.read(of_b.resolve())
     assert (of_b / "of a").read_text() == "by a"
     assert (of_b / "of b").read_text() == "by b"
-    assert hosts.run("a", "undo").returncode == 2, "the run is undone"
+    assert hosts.run("a", "undo").returncode == 2, "the run is already undone"
     hosts.good("b", "undo")
     assert not of_b.exists()
     assert (hosts.volume / "cache/pip/of b").read_text() == "by b", "a run that moved nothing moves nothing back"
@@ -260,7 +260,7 @@ def test_undo_works_after_the_volume_got_another_mount_point(hosts: Hosts) -> No
 
 
 def test_older_journal_without_a_root_is_undone_at_another_mount_point(hosts: Hosts) -> None:
-    """Remove the root from the headers, so that only the volume's marker in another journal names it."""
+    """Remove the root from the headers, so that only the act of the first run that made the marker has its path."""
     hosts.relocated("a", "first", "by a", "first")
     hosts.relocated("a", "work", "by a", "work")
     for path in hosts.root.journal.glob("*.jsonl"):

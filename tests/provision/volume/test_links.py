@@ -38,7 +38,7 @@ def root(tmp_path: Path) -> Root:
 
 
 def relink(root: Root, home: Path, *flags: str, shell: str = "sh") -> subprocess.CompletedProcess[bytes]:
-    """Run relink.sh with only the system's own programs on the PATH."""
+    """Run relink.sh in a shell with PATH=/usr/bin:/bin, and return its output and exit code."""
     argv = {"busybox": ["busybox", "sh"], "zsh": ["zsh", "--emulate", "sh"]}.get(shell, [shell])
     environ = {"HOME": str(home), "PATH": "/usr/bin:/bin"}
     return subprocess.run([*argv, root.relink, *flags], capture_output=True, env=environ, check=False)

@@ -82,7 +82,7 @@ def test_host_that_records_its_links_keeps_those_of_another_host_byte_for_byte(
         on_host(monkeypatch, host)
         assert links.recorded(root, current(home)) == [link]
         relink.write(root, home, [link])
-        assert (root.links.read_bytes(), root.relink.read_bytes()) == both, "hosts do not change the files in turns"
+        assert (root.links.read_bytes(), root.relink.read_bytes()) == both, "no host changes the files again"
 
 
 def test_two_hosts_with_different_mount_points_do_not_rewrite_each_others_links(
@@ -173,7 +173,7 @@ def test_recorded_link_of_an_unknown_owner_becomes_that_of_the_home_that_has_the
     (row,) = links.read(root).of(None)
     assert (row.path, row.root) == ("~/other", "/earlier")
     relink.forget(root, home, home / "other")
-    assert links.of_unknown_owner(root, other_home) == [], "an undone link does not come back from an old record"
+    assert links.of_unknown_owner(root, other_home) == [], "a link that was undone is also removed from the old record"
 
 
 def test_links_that_are_adopted_belong_to_the_new_host_in_every_record(
@@ -196,14 +196,16 @@ def test_links_that_are_adopted_belong_to_the_new_host_in_every_record(
         assert links.recorded(root, new) == adopted
         assert links.recorded(root, old) == []
         assert adoption.candidates(root, new) == []
-        assert adoption.resolve(root, str(old), new) is None, "a second adoption finds it done"
+        assert adoption.resolve(root, str(old), new) is None, "a second adoption has nothing to do"
         old = new
     assert {earlier.host: later.host for earlier, later in links.read(root).adopted} == {
         "pod-1": "pod-3", "pod-2": "pod-3",
     }  # fmt: skip
     on_host(monkeypatch, "pod-1")
     relink.write(root, home, [Link(home / "y", root.path / "y")])
-    assert [earlier.host for earlier, _ in links.read(root).adopted] == ["pod-2"], "a host in use owns its records"
+    assert [earlier.host for earlier, _ in links.read(root).adopted] == ["pod-2"], (
+        "a host that writes links again is no longer recorded as adopted"
+    )
 
 
 @pytest.mark.parametrize("text", ["none", "none:/h", "", ":", "a", "a:/nowhere"])

@@ -41,7 +41,7 @@ with holding(Root(Path(sys.argv[1])), "make setup"):
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """Start the program `provision` with these arguments."""
+    """Start `provision` with these arguments in a child process, and return the process."""
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     argv = [sys.executable, "-m", "provision", *map(str, arguments)]
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -146,7 +146,7 @@ def test_undo_with_wait_undoes_the_run_that_is_newest_after_the_wait(tmp_path: P
 
 @dataclass
 class Clock:
-    """Count seconds that pass only in `pause`; `events` is {second: function to call at that time}."""
+    """Counts seconds, which pass only in `pause`; `events` is {second: function to call at that time}."""
 
     now: float = 0.0
     events: dict[int, Callable[[], None]] = field(default_factory=dict)

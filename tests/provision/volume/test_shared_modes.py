@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.provision.http_server import Played
+    from tests.provision.http_server import Server
 
 OTHER_USER = "65534"
 GROUP = 4321
@@ -36,9 +36,9 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
-def hub(play: Any) -> Played:
-    played: Played = hub_server.start(play, REPO, FILES)
-    return played
+def hub(serve: Any) -> Server:
+    server: Server = hub_server.start(serve, REPO, FILES)
+    return server
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_records_of_a_volume_that_is_not_shared_are_private(home: Path, other_di
 
 @pytest.mark.parametrize("umask", [0o022, 0o002], ids=oct, indirect=True)
 def test_another_user_can_read_a_model_that_was_pulled_to_a_shared_volume(
-    shared: Path, hub: Played, umask: int
+    shared: Path, hub: Server, umask: int
 ) -> None:
     root = Root(shared)
     root.hub.mkdir(parents=True)
@@ -156,7 +156,7 @@ def test_listing_that_huggingface_hub_wrote_gets_the_mode_of_the_umask(tmp_path:
     assert mode(tree) == 0o666 & ~umask
 
 
-def test_model_is_pulled_once_to_a_volume_that_cannot_store_links(home: Path, limited: object, hub: Played) -> None:
+def test_model_is_pulled_once_to_a_volume_that_cannot_store_links(home: Path, limited: object, hub: Server) -> None:
     assert callable(limited)
     root = Root(limited("no-symlink"))
     root.hub.mkdir(parents=True)

@@ -70,8 +70,8 @@ def catalogue_with(tmp_path: Path, url: str) -> catalogue.Catalogue:
     return catalogue.load(file)
 
 
-def test_fifth_tool_that_one_class_adds_is_probed_written_and_restored(tmp_path: Path, home: Path, play: Any) -> None:
-    server = play({"/crate-1": CONTENT})
+def test_fifth_tool_that_one_class_adds_is_probed_written_and_restored(tmp_path: Path, home: Path, serve: Any) -> None:
+    server = serve({"/crate-1": CONTENT})
     root = Root(tmp_path / "root")
     root.state.mkdir(parents=True)
     prefix = root.prefix("diffusers")
@@ -108,8 +108,8 @@ def test_fifth_tool_that_one_class_adds_is_probed_written_and_restored(tmp_path:
     assert variables.read(root) == {}
 
 
-def test_users_own_setting_of_a_fifth_tool_is_kept(tmp_path: Path, home: Path, play: Any) -> None:
-    mirrors: catalogue.Catalogue = catalogue_with(tmp_path, play({}).url)
+def test_users_own_setting_of_a_fifth_tool_is_kept(tmp_path: Path, home: Path, serve: Any) -> None:
+    mirrors: catalogue.Catalogue = catalogue_with(tmp_path, serve({}).url)
     near: Mirror = mirrors.of("cargo")["near"]
     assert near.enabled
     needs = ProbeNeeds(tmp_path, Variant(name="cpu"), {}, None, [], [])
