@@ -71,14 +71,14 @@ def run(work: Pull) -> list[tuple[str, int]]:
     return reports
 
 
-def is_whole(work: Pull) -> bool:
+def is_complete(work: Pull) -> bool:
     """Return whether every file of the model is present with its content."""
     return all(state.state == "ok" for state in work.check_files(Depth.HASH)) and all(
         (work.snapshot / path).read_bytes() == content for path, content in FILES.items()
     )
 
 
-def gets(server: Server, path: str) -> int:
+def count_gets(server: Server, path: str) -> int:
     """Return how many GET requests the server got whose path contains `path`."""
     return sum(method == "GET" and path in request_path for method, request_path, _ in server.requests)
 

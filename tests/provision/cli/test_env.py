@@ -24,7 +24,7 @@ HOST = "relocate = []\nmodels = []\n"
 
 
 @pytest.fixture
-def base(home: Path) -> Path:
+def conda_base(home: Path) -> Path:
     """Make the folders by which firstlight recognizes a conda installation; return the installation's folder."""
     folder = home / "miniconda3"
     (folder / "conda-meta").mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_env_commands_create_run_list_and_remove_a_conda_environment(
     root_flags: list[object],
     conda_envs: Path,
     conda: conda_channel.FolderServer,
-    base: Path,
+    conda_base: Path,
 ) -> None:
     created = provision("env", "create", *root_flags, "--envs", conda_envs, "--interpreter", "conda")
     assert created.returncode == 0, created.stdout + created.stderr
@@ -120,7 +120,7 @@ def test_repair_after_a_wipe_restores_the_link_by_which_conda_finds_the_environm
     root_flags: list[object],
     conda_envs: Path,
     conda: conda_channel.FolderServer,
-    base: Path,
+    conda_base: Path,
 ) -> None:
     assert provision("env", "create", *root_flags, "--envs", conda_envs).returncode == 0
     shutil.rmtree(home / ".conda")
@@ -135,9 +135,9 @@ def test_new_environment_is_activated_by_its_path_if_conda_already_has_the_name(
     root_flags: list[object],
     conda_envs: Path,
     conda: conda_channel.FolderServer,
-    base: Path,
+    conda_base: Path,
 ) -> None:
-    (base / "envs/diffusers").mkdir()
+    (conda_base / "envs/diffusers").mkdir()
     created = provision("env", "create", *root_flags, "--envs", conda_envs)
     assert created.returncode == 0
     assert f"conda activate {tmp_path / 'root/envs/diffusers'}" in created.stdout
@@ -169,7 +169,7 @@ def test_dangling_link_of_the_user_with_the_name_of_a_new_environment_is_kept_an
     root_flags: list[object],
     conda_envs: Path,
     conda: conda_channel.FolderServer,
-    base: Path,
+    conda_base: Path,
 ) -> None:
     link = home / ".conda/envs/diffusers"
     link.parent.mkdir(parents=True)
@@ -211,11 +211,11 @@ def test_pip_package_that_a_conda_package_depends_on_is_reported_as_a_conflict(t
 
 
 def test_env_list_finds_conda_environments_and_venvs_in_all_usual_folders(
-    tmp_path: Path, home: Path, base: Path, root_flags: list[object]
+    tmp_path: Path, home: Path, conda_base: Path, root_flags: list[object]
 ) -> None:
-    for folder in (base / "envs/one", tmp_path / "dirs/two", tmp_path / "three"):
+    for folder in (conda_base / "envs/one", tmp_path / "dirs/two", tmp_path / "three"):
         (folder / "conda-meta").mkdir(parents=True)
-    (base / "envs/one/file").write_bytes(b"x" * 1000)
+    (conda_base / "envs/one/file").write_bytes(b"x" * 1000)
     (home / ".condarc").write_text(f"envs_dirs: [{tmp_path / 'dirs'}]\n")
     (home / ".conda").mkdir()
     (home / ".conda/environments.txt").write_text(f"{tmp_path / 'three'}\n{tmp_path / 'gone'}\n")

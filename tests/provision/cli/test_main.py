@@ -33,7 +33,7 @@ def flags(tmp_path: Path, envs: Path) -> list[object]:
     return ["--root", tmp_path / "root", "--envs", envs, "--host", tmp_path / "host.toml"]
 
 
-def listing(*folders: Path) -> dict[str, tuple[int, int, int]]:
+def sizes_and_times(*folders: Path) -> dict[str, tuple[int, int, int]]:
     """Return {path: (size, modification time, change time)} of all entries in the folders; times in nanoseconds."""
     entries = {}
     for folder in folders:
@@ -57,13 +57,13 @@ def test_second_setup_writes_nothing(tmp_path: Path, home: Path, flags: list[obj
     assert first.returncode == 0, first.stdout + first.stderr
     assert (home / ".cache/huggingface/hub").readlink() == tmp_path / "root/cache/huggingface/hub"
 
-    before = listing(tmp_path / "root", home)
+    before = sizes_and_times(tmp_path / "root", home)
     again = provision("setup", *flags)
     assert again.returncode == 0
     assert "nothing to change" in again.stdout
     for command in ("status", "plan", "repair"):
         assert provision(command, *flags).returncode == 0, command
-    assert listing(tmp_path / "root", home) == before, "a second run writes nothing"
+    assert sizes_and_times(tmp_path / "root", home) == before, "a second run writes nothing"
 
 
 def test_json_output_of_setup_is_one_object_with_fixed_keys(flags: list[object]) -> None:

@@ -243,7 +243,7 @@ def test_timeout_index_keyring_and_certificate_options_of_pip_become_uv_variable
     assert {name: value for name, value in environment.items() if name not in plain} == variables
 
 
-def test_environment_for_pip_has_the_users_package_sources_and_no_settings_file() -> None:
+def test_variables_for_pip_have_the_users_package_sources_and_name_no_settings_file() -> None:
     settings = {"index-url": ["https://p.example"], "find-links": ["/a", "/b"], "user": ["yes"], "config-file": ["/x"]}
     environment = child_environment.for_pip(
         {"PIP_TARGET": "/t", "PIP_CERT": "/c", "HOME": "/h", "PYTHONPATH": "/p"}, settings

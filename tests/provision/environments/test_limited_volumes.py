@@ -47,7 +47,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "limit", ["no-flock", "no-hardlink", "no-hardlink no-exchange", "fixed-modes", "owner", "seconds", "no-xattr"]
 )
-def test_environment_is_built_on_a_volume_with_limits_and_caches_move_if_needed(
+def test_environment_is_built_on_a_volume_with_limits_with_local_caches_if_needed(
     home: Path,
     limited: Limited,
     conda: conda_channel.FolderServer,

@@ -242,7 +242,7 @@ class TestRoutes:
             step.apply()
         assert not (root.cache / "uv").exists()
 
-    def test_full_disk_during_the_fallback_is_blocked_and_leaves_no_files(
+    def test_full_disk_while_the_fallback_variant_is_installed_leaves_no_files(
         self, tmp_path: Path, envs: Path, wheels: Path, small_disk: Path
     ) -> None:
         next(wheels.glob("torch-9.9+tiny-*.whl")).unlink()

@@ -49,7 +49,7 @@ EVERY_FEATURE = replace(
 )
 
 
-def marked(folder: Path) -> Root:
+def marked_root(folder: Path) -> Root:
     """Make a root with its marker in a folder, and return the root."""
     root = Root(folder / "root")
     VolumeStep(root, [], Journal(root.journal)).apply()
@@ -135,7 +135,7 @@ def test_mount_of_a_folder_is_the_innermost_one_and_the_last_one_at_its_mount_po
 def test_features_of_a_mount_are_probed_once_and_then_read_from_the_record(
     limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = marked(limited("no-hardlink"))
+    root = marked_root(limited("no-hardlink"))
     assert volume_capabilities.recorded(root) == volume_capabilities.ensure(root)
 
     def fail(_: Path) -> Capabilities:
@@ -148,7 +148,7 @@ def test_features_of_a_mount_are_probed_once_and_then_read_from_the_record(
 def test_recorded_features_do_not_apply_on_another_host_or_mount(
     tmp_path: Path, limited: Limited, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = marked(limited("no-hardlink"))
+    root = marked_root(limited("no-hardlink"))
     with monkeypatch.context() as patch:
         patch.setattr(platform, "node", lambda: "other-host")
         assert volume_capabilities.recorded(root) is None
@@ -162,7 +162,7 @@ def test_recorded_features_do_not_apply_on_another_host_or_mount(
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1, "hosts": []}', '{"schema": 2, "hosts": {}}'])
 def test_damaged_record_of_features_is_ignored_and_written_anew(tmp_path: Path, text: str) -> None:
-    root = marked(tmp_path)
+    root = marked_root(tmp_path)
     root.capabilities.write_text(text)
     assert volume_capabilities.recorded(root) is None
     assert volume_capabilities.ensure(root).writable
@@ -187,7 +187,7 @@ def test_doctor_names_each_missing_feature_of_a_volume_with_its_consequence(home
 
 
 def test_doctor_and_status_write_nothing_on_a_volume_that_is_set_up(home: Path, limited: Limited, envs: Path) -> None:
-    root = marked(limited())
+    root = marked_root(limited())
     (home / "host.toml").write_text("models = []\nrelocate = []\n")
     before = {path: path.stat().st_mtime_ns for path in (root.path, *root.path.rglob("*"))}
     for words in (["doctor"], ["status", "--offline"]):

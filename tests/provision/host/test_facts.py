@@ -34,7 +34,7 @@ def machine(root: Path, **files: str) -> Path:
 
 
 def card(root: Path, name: str) -> None:
-    """Add a GPU with its device node to a machine."""
+    """Add the driver's file of a GPU and its device node to the files of a machine."""
     folder = root / "proc/driver/nvidia/gpus/0000:00:04.0"
     folder.mkdir(parents=True)
     (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 10\n")

@@ -77,7 +77,7 @@ def settings_step(root: Root, home: Path) -> write_config.SettingsStep:
     return write_config.SettingsStep(root, prefix, home, os.environ, Journal(root.journal, "t"), conda_is_here=False)
 
 
-def use(root: Root, home: Path, record: MirrorRecord) -> None:
+def choose_mirrors(root: Root, home: Path, record: MirrorRecord) -> None:
     """Write the chosen mirrors of a record to the volume, and apply the step that writes their settings."""
     earlier = chosen_mirrors.read(root)
     chosen_mirrors.write(root, MirrorRecord(record.choices, earlier.written if earlier else ()))
@@ -111,7 +111,7 @@ def test_each_start_of_python_sets_the_mirror_variables_and_restore_returns_ever
     env: Path, root: Root, home: Path
 ) -> None:
     before = modes_and_contents(env)
-    use(root, home, record_of())
+    choose_mirrors(root, home, record_of())
     show = SHOW.format(names=NAMES)
     python = env / "bin/python"
     empty: dict[str, str] = {}  # cron starts programs with almost no variables
@@ -125,7 +125,7 @@ def test_each_start_of_python_sets_the_mirror_variables_and_restore_returns_ever
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {show!r}], check=True)"
     assert json_output([python, "-c", child], empty) == MIRROR_VALUES, "a child process has the variables too"
 
-    use(root, home, record_of("https://other.example"))
+    choose_mirrors(root, home, record_of("https://other.example"))
     assert json_output([python, "-c", show], empty) == ["https://other.example", "1", "1"]
     restore(root)
     assert json_output([python, "-c", show], empty) == [None, None, None]
@@ -133,7 +133,7 @@ def test_each_start_of_python_sets_the_mirror_variables_and_restore_returns_ever
 
 
 def test_variable_that_the_user_has_set_goes_before_the_mirror_variable(env: Path, root: Root, home: Path) -> None:
-    use(root, home, record_of())
+    choose_mirrors(root, home, record_of())
     show: list[str | Path] = [env / "bin/python", "-c", SHOW.format(names=NAMES)]
     assert json_output(show, {"HF_ENDPOINT": "https://mine.example"}) == ["https://mine.example", None, None]
     assert json_output(show, {"HF_HUB_DISABLE_XET": "0"}) == [HUB, "0", "1"]
@@ -143,7 +143,7 @@ def test_variable_that_the_user_has_set_goes_before_the_mirror_variable(env: Pat
 def test_deleted_pth_file_is_written_again_but_not_into_a_removed_environment(
     env: Path, root: Root, home: Path
 ) -> None:
-    use(root, home, record_of())
+    choose_mirrors(root, home, record_of())
     (line,) = env.glob("lib/python3*/site-packages/firstlight-mirrors.pth")
     line.unlink()
     assert settings_step(root, home).check().state is State.DRIFTED
@@ -158,20 +158,20 @@ def test_choice_of_the_official_source_removes_every_file_from_the_environment(
     env: Path, root: Root, home: Path
 ) -> None:
     before = modes_and_contents(env)
-    use(root, home, record_of())
+    choose_mirrors(root, home, record_of())
     official = MirrorRecord({"hf": MirrorChoice("official", (MirrorSource("official"),), "by test")})
-    use(root, home, official)
+    choose_mirrors(root, home, official)
     assert modes_and_contents(env) == before
 
 
-def test_pth_file_of_the_mirrors_is_no_damage_and_stays_after_a_package_is_uninstalled(
+def test_pth_file_of_the_mirrors_does_not_count_as_damage_and_stays_after_an_uninstall(
     env: Path, root: Root, home: Path, tmp_path: Path
 ) -> None:
     wheel = write_wheel(tmp_path, "small", "1.0", {"small.py": "X = 1\n"})
     python = env / "bin/python"
     uv = str(uv_installer.uv_binary())
     subprocess.run([uv, "pip", "install", "--quiet", "--no-deps", "--python", python, wheel], check=True)
-    use(root, home, record_of())
+    choose_mirrors(root, home, record_of())
     (site,) = environment_marker.site_folders(env)
     assert harmed_packages(site) == {}
     subprocess.run([uv_installer.uv_binary(), "pip", "uninstall", "--quiet", "--python", python, "small"], check=True)
@@ -187,7 +187,7 @@ def test_huggingface_hub_in_the_environment_uses_the_chosen_hub_mirror(root: Roo
     prefix = root.prefix("diffusers")
     subprocess.run([uv_installer.uv_binary(), "venv", "--quiet", "--python", sys.executable, prefix], check=True)
     (prefix / ".firstlight.json").write_text('{"interpreter": "system"}')
-    use(root, home, record_of())
+    choose_mirrors(root, home, record_of())
     show = "from huggingface_hub import constants as c; import json; "
     show += "print(json.dumps([c.ENDPOINT, c.HF_HUB_DISABLE_XET, c.HF_HUB_DISABLE_IMPLICIT_TOKEN]))"
     environ = {"PYTHONPATH": sysconfig.get_paths()["purelib"], "HOME": str(home)}
@@ -201,7 +201,7 @@ def test_uv_in_the_activated_environment_installs_from_the_chosen_index(
 ) -> None:
     """Activate the environment. In a venv, uv reads the mirror from the user's uv.toml instead of a variable."""
     mirror = serve(index([write_wheel(tmp_path, "hello", "1.0", {"hello.py": ""})]))
-    use(root, home, record_of(pip=f"{mirror.url}/simple"))
+    choose_mirrors(root, home, record_of(pip=f"{mirror.url}/simple"))
     activate = env / "bin/activate"
     enter = f". {activate}" if activate.exists() else f". {env}/etc/conda/activate.d/firstlight-mirrors.sh"
     script = f"{enter}; {uv_installer.uv_binary()} pip install --quiet --reinstall --python {env}/bin/python hello"

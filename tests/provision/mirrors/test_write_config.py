@@ -83,7 +83,10 @@ def snapshot(home: Path) -> dict[str, tuple[bytes | None, int]]:
 
 
 def use_and_restore(base: Path, ini: bytes | None, yaml: bytes | None, toml: bytes | None, mode: int) -> None:
-    """Write the settings of two mirrors one after the other, then assert that restore returns every byte and mode."""
+    """Write the settings of two mirrors one after the other, then assert that restore returns every byte and mode.
+
+    `ini`, `yaml` and `toml` are the user's pip.conf, .condarc and uv.toml; None is an absent file.
+    """
     home, root = base / "home", Root(base / "root")
     home.mkdir()
     root.state.mkdir(parents=True)

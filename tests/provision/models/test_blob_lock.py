@@ -10,7 +10,7 @@ from provision.core.errors import LostLockError
 from provision.fs.lease import EXPIRY_SECONDS
 from tests.provision import hub_server
 from tests.provision.claims import FAR, claims, write_claim
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, is_whole, pull_of
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, is_complete, pull_of
 
 if TYPE_CHECKING:
     from provision.core.layout import Root
@@ -33,7 +33,7 @@ def test_blob_lock_that_another_host_does_not_renew_is_taken_over_and_reported(r
 
     work.health.tell = let_the_lease_expire
     work.run(plan, lambda *_: None)
-    assert is_whole(work)
+    assert is_complete(work)
     assert messages[0] == f"{WEIGHTS} is being downloaded by another process; waiting for it"
     assert f"{WEIGHTS}: the lock of an earlier process was taken over: pid 1 on far" in messages[1]
     assert claims(lock) == []

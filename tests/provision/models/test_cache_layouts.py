@@ -24,7 +24,7 @@ from provision.models.verify import Depth
 from provision.volume.journal import Journal
 from tests.provision import hub_server
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, run
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, count_gets, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,9 +109,9 @@ def test_snapshot_of_real_files_is_used_without_a_download_and_can_be_removed(
     if not with_blobs:
         shutil.rmtree(work.folder / "blobs")
     assert states(work) == {"ok"}
-    requests = gets(hub, "/resolve/")
+    requests = count_gets(hub, "/resolve/")
     run(work)
-    assert gets(hub, "/resolve/") == requests, "real files with the right hash are not downloaded"
+    assert count_gets(hub, "/resolve/") == requests, "real files with the right hash are not downloaded"
     before = disk_bytes(work.folder / "snapshots") + disk_bytes(work.folder / "blobs")
     assert before == TOTAL * (2 if with_blobs else 1)
     assert remove.removal(root, entries, "m").bytes == before
@@ -295,11 +295,11 @@ def test_model_in_the_cache_folder_of_its_former_id_is_not_downloaded_again(
     work.folder.joinpath("firstlight-aliases").unlink()
     (root.hub / cache_folder(FORMER)).unlink()
     work.folder.rename(root.hub / cache_folder(FORMER))
-    requests = gets(hub, "/resolve/")
+    requests = count_gets(hub, "/resolve/")
     plan = work.plan()
     assert plan.bytes_wanted == 0
     run(work)
-    assert gets(hub, "/resolve/") == requests
+    assert count_gets(hub, "/resolve/") == requests
     assert states(work) == {"ok"}
     assert disk_bytes(root.hub) < TOTAL + 10_000, "the bytes exist once, although the repository has two folders"
 
@@ -315,5 +315,5 @@ def test_real_file_of_another_revision_is_reused_only_if_its_hash_is_right(
     work = pull_of(root, entries, hub)
     run(work)
     assert states(work) == {"ok"}
-    assert gets(hub, WEIGHTS) == (0 if is_right else 1)
+    assert count_gets(hub, WEIGHTS) == (0 if is_right else 1)
     assert other.read_bytes() == content

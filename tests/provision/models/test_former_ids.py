@@ -172,7 +172,9 @@ def test_revision_that_no_model_pins_is_removed_by_its_abbreviated_commit(root: 
         remove.removal(root, both_pulled, f"{REPO}@1111")
 
 
-def test_removal_of_an_extra_that_is_part_of_the_entry_is_refused(root: Root, both_pulled: Manifest) -> None:
+def test_removal_of_an_extra_whose_files_are_in_the_models_own_entry_is_refused(
+    root: Root, both_pulled: Manifest
+) -> None:
     model = both_pulled.models["m"].model_copy(update={"extras": {"checker": []}})
     changed = manifest.Manifest({**both_pulled.models, "m": model})
     with pytest.raises(SpecError, match="has no files of its own: they are part of m"):

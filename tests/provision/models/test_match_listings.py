@@ -22,10 +22,10 @@ from tests.provision.model_pulls import (
     FILES,
     REPO,
     WEIGHTS,
+    count_gets,
     entry_of,
-    gets,
     hubs_of,
-    is_whole,
+    is_complete,
     pull_from,
     pull_of,
     run,
@@ -55,7 +55,7 @@ class TestWaits:
         work = pull_from(root, hubs_of(root, monkeypatch, wrong_hub.url, right_hub.url))
         _, waits = skip_waits(work.health)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert waits == [20]
         assert "mirror" in work.health.banned
 
@@ -66,7 +66,7 @@ class TestWaits:
         work = pull_from(root, hubs_of(root, monkeypatch, first.url, second.url))
         _, waits = skip_waits(work.health)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert waits == [20]
 
     def test_pull_fails_without_a_wait_if_the_only_hub_has_a_retry_after_of_an_hour(
@@ -89,7 +89,7 @@ class TestWaits:
         _, waits = skip_waits(work.health)
         work.health.stopped.set()  # as the end of the first run does
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert waits == [20]
 
 
@@ -105,7 +105,7 @@ class TestHubs:
         )
         work = pull_from(root, hubs_of(root, monkeypatch, without_config.url, without_weights.url))
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_hub_that_lists_one_wrong_hash_is_used_for_no_file(
         self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
@@ -113,8 +113,8 @@ class TestHubs:
         wrong_hub, right_hub = hub_server.start(serve, REPO, CHANGED), hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, wrong_hub.url, right_hub.url))
         run(work)
-        assert is_whole(work)
-        assert not gets(wrong_hub, "/resolve/")
+        assert is_complete(work)
+        assert not count_gets(wrong_hub, "/resolve/")
 
     @pytest.mark.parametrize("status", [404, 503])
     def test_mirror_delivers_a_file_that_the_official_hub_lists_and_does_not_serve(
@@ -125,7 +125,7 @@ class TestHubs:
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, official.url), pinned=False)
         skip_waits(work.health)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert pins.by_mirrors(root, work.spec) == {}, "the hashes come from the official hub"
 
     def test_wrong_bytes_of_a_mirror_for_a_file_listed_by_the_official_hub_are_refused(
@@ -167,7 +167,7 @@ class TestTrust:
         mirror = hub_server.start(serve, REPO, CHANGED)
         work = pull_from(root, hubs_of(root, monkeypatch, mirror.url, UNREACHABLE), pinned=False)
         assert work.plan().needed == []
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_present_files_whose_hash_comes_from_a_mirror_only_are_reported(
         self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
@@ -210,7 +210,7 @@ class TestTrust:
         official = hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, changed_mirror.url, official.url), pinned=False, trust=True)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert pins.by_mirrors(root, work.spec) == {}
 
     def test_blob_with_wrong_content_under_the_right_git_hash_is_downloaded_again(
@@ -286,7 +286,7 @@ class TestInvalidRecords:
         official = hub_server.start(serve, REPO, FILES)
         work = pull_from(root, hubs_of(root, monkeypatch, UNREACHABLE, official.url), pinned=pinned)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     @pytest.mark.parametrize("text", ["[" * 100_000, '{"pins": []}', "[]", "no JSON"])
     def test_invalid_file_of_recorded_hashes_is_ignored(self, root: Root, text: str) -> None:

@@ -48,15 +48,20 @@ def draw(python: Path, *pipelines: tuple[object, dict[str, object]], **environ: 
 
 
 @pytest.fixture(scope="module")
-def saved(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def saved_pipelines(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return {name: folder} of the small pipelines that diffusers has saved."""
     return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="module")
-def before(saved: dict[str, Path], measured_python: Path) -> list[str]:
+def hashes_before(saved_pipelines: dict[str, Path], measured_python: Path) -> list[str]:
     """Return the image hashes of the saved pipelines before a pull: sd, the fp16 variant of sd, ddpm."""
-    return draw(measured_python, (saved["sd"], {}), (saved["sd"], {"variant": "fp16"}), (saved["ddpm"], {}))
+    return draw(
+        measured_python,
+        (saved_pipelines["sd"], {}),
+        (saved_pipelines["sd"], {"variant": "fp16"}),
+        (saved_pipelines["ddpm"], {}),
+    )
 
 
 def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
@@ -71,18 +76,23 @@ def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)])
 def test_pulled_pipeline_makes_the_same_image_offline_as_before_the_pull(
-    saved: dict[str, Path], before: list[str], measured_python: Path, root: Root, serve: Any, fault: Fault | None
+    saved_pipelines: dict[str, Path],
+    hashes_before: list[str],
+    measured_python: Path,
+    root: Root,
+    serve: Any,
+    fault: Fault | None,
 ) -> None:
     """Compare every pixel, with and without broken connections."""
     entries = {
-        "tiny-sd": ("owner/tiny-sd", sd_files(saved["sd"], None), None),
-        "tiny-half": ("owner/tiny-half", sd_files(saved["sd"], "fp16"), "fp16"),
-        "tiny-ddpm": ("owner/tiny-ddpm", hub_server.files_of(saved["ddpm"]), None),
+        "tiny-sd": ("owner/tiny-sd", sd_files(saved_pipelines["sd"], None), None),
+        "tiny-half": ("owner/tiny-half", sd_files(saved_pipelines["sd"], "fp16"), "fp16"),
+        "tiny-ddpm": ("owner/tiny-ddpm", hub_server.files_of(saved_pipelines["ddpm"]), None),
     }
     server = hub_server.start(serve, "owner/none", {}, *([fault] if fault else []))
     text = ""
     for name, (repo, files, variant) in entries.items():
-        repo_files = hub_server.files_of(saved["sd"]) if "ddpm" not in name else files
+        repo_files = hub_server.files_of(saved_pipelines["sd"]) if "ddpm" not in name else files
         hub_server.add(server, repo, repo_files)
         text += hub_server.manifest_entry(name, repo, files, variant=variant)
     (root.path / "models.toml").write_text(text)
@@ -100,7 +110,7 @@ def test_pulled_pipeline_makes_the_same_image_offline_as_before_the_pull(
         ("owner/tiny-ddpm", options),
         HF_HUB_OFFLINE="1",
     )
-    assert hashes == before
+    assert hashes == hashes_before
     assert len(set(hashes)) == 3
 
 

@@ -27,7 +27,7 @@ from tests.provision import hub_server
 from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, run
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, count_gets, is_complete, pull_of, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ class TestFaults:
     def test_temporary_fault_is_retried_until_the_pull_is_complete(self, root: Root, serve: Any, fault: Fault) -> None:
         work = pull_of(root, hub_server.start(serve, REPO, FILES, fault).url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert not list(work.folder.rglob("*.firstlight-*")), "no partial file is left"
 
     @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ class TestFaults:
             server = hub_server.start(serve, REPO, FILES, **changes)
             with pytest.raises(FirstlightError, match="The file was not downloaded"):
                 run(pull_of(root, server.url))
-            assert not gets(server, "/resolve/")
+            assert not count_gets(server, "/resolve/")
 
     def test_listed_paths_outside_of_the_snapshot_are_never_requested(self, root: Root, serve: Any) -> None:
         files = {**FILES, "../../../evil.json": b"{}", "unet/../../x.json": b"{}"}
         server = hub_server.start(serve, REPO, files)
         work = pull_of(root, server.url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert not any("evil" in path or "/x.json" in path for path in server.paths)
 
     def test_pull_does_not_contact_the_xet_servers_that_a_hub_names(self, root: Root, serve: Any) -> None:
@@ -125,7 +125,7 @@ class TestFaults:
                 server.headers[path] |= {"X-Xet-Hash": "9" * 64, "Link": unreachable}
         work = pull_of(root, server.url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_pull_makes_links_and_refs_even_if_huggingface_hub_cannot_list_the_snapshot(
         self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
@@ -134,7 +134,7 @@ class TestFaults:
         work = pull_of(root, server.url)
         monkeypatch.setattr("provision.models.hf_listing.list_snapshot", lambda *_: False)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert (work.folder / "refs/main").read_text() == REVISION
         assert not (work.snapshot / WEIGHTS).readlink().is_absolute()
 
@@ -143,8 +143,8 @@ class TestFaults:
     ) -> None:
         server = hub_server.start(serve, REPO, FILES)
         run(pull_of(root, server.url))
-        assert gets(server, WEIGHTS) == 1
-        assert gets(server, "vae/model.safetensors") == 1
+        assert count_gets(server, WEIGHTS) == 1
+        assert count_gets(server, "vae/model.safetensors") == 1
 
     def test_second_mirror_resumes_the_partial_file_of_a_failed_mirror(self, root: Root, serve: Any) -> None:
         from provision.mirrors import chosen_mirrors
@@ -158,7 +158,7 @@ class TestFaults:
         path.write_text(hub_server.manifest_entry("m", REPO, FILES))
         work = Pull(root, "m", manifest.load(path).pick("m"), Hubs(root, {}))
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         ranges = [headers.get("Range") for path, headers in second.seen if WEIGHTS in path and "Range" in headers]
         assert "bytes=1000000-" in ranges
 
@@ -173,7 +173,7 @@ class TestResume:
         plan = work.plan()
         assert plan.bytes_wanted == 300_000 + 400_000 + len(FILES["model_index.json"]) + len(FILES["unet/config.json"])
         work.run(plan, lambda *_: None)
-        assert is_whole(work)
+        assert is_complete(work)
         assert work.arrived == plan.bytes_wanted
 
     def test_partial_file_with_wrong_bytes_is_replaced(self, root: Root, serve: Any) -> None:
@@ -182,7 +182,7 @@ class TestResume:
         part.parent.mkdir(parents=True)
         part.write_bytes(bytes(2_700_000))
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_pull_downloads_only_the_corrupt_file_again_and_keeps_the_corrupt_bytes(
         self, root: Root, serve: Any
@@ -196,8 +196,8 @@ class TestResume:
         blob.write_bytes(corrupt)
         server.requests.clear()
         run(work)
-        assert is_whole(work)
-        assert (gets(server, WEIGHTS), gets(server, "vae/model.safetensors")) == (1, 0)
+        assert is_complete(work)
+        assert (count_gets(server, WEIGHTS), count_gets(server, "vae/model.safetensors")) == (1, 0)
         assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(corrupt), "the corrupt file is kept"
 
     def test_pull_of_a_complete_model_sends_no_request(self, root: Root, serve: Any) -> None:
@@ -221,7 +221,7 @@ class TestResume:
                 _killed_after(work, generator.randrange(1, 120_000) if kills % 10 else generator.randrange(1, 30))
             _, status = os.wait()
             if not os.WIFSIGNALED(status):
-                assert is_whole(work)
+                assert is_complete(work)
                 for path in work.folder.rglob("*"):
                     if path.is_symlink() or path.is_file():
                         path.unlink()
@@ -234,7 +234,7 @@ class TestResume:
             )
             assert all(state.state in {"ok", "missing"} for state in work.check_files(Depth.HASH))
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert not list(work.folder.rglob("*.firstlight-*"))
 
 
@@ -262,7 +262,7 @@ def test_pull_killed_before_any_write_is_completed_by_the_next_run(root: Root, s
         assert all(state.state in {"ok", "missing"} for state in work.check_files(Depth.HASH)), number
         next_pull = pull_of(root, server.url, pinned=False, trust=True)
         run(next_pull)
-        assert is_whole(next_pull), number
+        assert is_complete(next_pull), number
         assert (next_pull.folder / "refs/main").read_text() == REVISION
         assert not list(next_pull.folder.rglob("*.firstlight-*")), number
         if not os.WIFSIGNALED(status):
@@ -318,9 +318,9 @@ def test_two_parallel_pulls_download_each_byte_once(root: Root, serve: Any) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert is_whole(pulls[0])
+    assert is_complete(pulls[0])
     assert sum(one_pull.arrived for one_pull in pulls) == sum(len(content) for content in FILES.values())
-    assert gets(server, WEIGHTS) == 1
+    assert count_gets(server, WEIGHTS) == 1
 
 
 class TestRefusals:
@@ -331,7 +331,7 @@ class TestRefusals:
         monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage(3_500_000))
         with pytest.raises(BlockedError, match="3,500,000 bytes are free, 3,7"):
             run(pull_of(root, server.url))
-        assert not gets(server, "/resolve/")
+        assert not count_gets(server, "/resolve/")
 
     def test_pull_that_fills_the_disk_keeps_the_received_part_of_the_file(self, small_disk: Path, serve: Any) -> None:
         root = Root(small_disk / "root")
@@ -345,7 +345,7 @@ class TestRefusals:
         assert list((work.folder / "blobs").glob(f"*{pull_plan.PART}"))
         (small_disk / "ballast").unlink()
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_interrupt_ends_the_pull_at_once_and_the_next_pull_resumes_the_file(self, root: Root, serve: Any) -> None:
         server = hub_server.start(serve, REPO, FILES, Fault(WEIGHTS, stall_at=1_000_000))
@@ -374,7 +374,7 @@ class TestRefusals:
         assert [path.stat().st_size for path in (work.folder / "blobs").glob(f"*{pull_plan.PART}")] == [1_000_000]
         server.faults.clear()
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_gated_repository_to_which_the_token_has_no_access_is_an_access_error(
         self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,7 @@ from tests.provision import hub_server
 from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, entry_of, gets, hubs_of, pull_from, pull_of, run
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, count_gets, entry_of, hubs_of, pull_from, pull_of, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,7 @@ class TestSameContent:
         assert "3,000,000 bytes to fetch" in plan_line("m", plan)
         work.run(plan, lambda *_: None)
         assert [state.state for state in work.check_files(Depth.HASH)] == ["ok", "ok"]
-        assert gets(server, "model.safetensors") == 1
+        assert count_gets(server, "model.safetensors") == 1
         assert (messages, work.arrived) == ([], len(FILES[WEIGHTS]))
 
     def test_two_files_with_the_same_content_need_disk_space_for_one(

@@ -24,7 +24,7 @@ from tests.provision import hub_server
 from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import PORTAL, Fault, Server
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, run, skip_waits
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, count_gets, is_complete, pull_of, run, skip_waits
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ def pinned_by_sha256(root: Root, *hubs: Server) -> Pull:
 
 
 def listing(**changes: dict[str, Any]) -> bytes:
-    """Return the listing of FILES as JSON; `changes` is {path with / as __ and . as _: changed keys of its row}."""
+    """Return the listing of FILES as JSON; a keyword such as `unet__config_json` changes keys of that file's entry."""
     rows = [hub_server.entry(path, content) for path, content in FILES.items()]
     for row in rows:
         row.update(changes.get(row["path"].replace("/", "__").replace(".", "_"), {}))
@@ -85,7 +85,7 @@ class TestListings:
         right_hub = hub_server.start(serve, REPO, FILES)
         work = pinned_by_sha256(root, wrong_hub, right_hub)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert not work.health.banned
         assert (work.snapshot / CONFIG).readlink().name == git_sha1(FILES[CONFIG])
         assert not (work.folder / "blobs" / ("2" * 40)).exists()
@@ -98,7 +98,7 @@ class TestListings:
         invalid_hub.content[TREE] = body
         work = pinned_by_sha256(root, invalid_hub, hub_server.start(serve, REPO, FILES))
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_pull_uses_the_next_hub_after_a_listing_with_an_invalid_link_to_its_next_page(
         self, root: Root, serve: Any
@@ -107,7 +107,7 @@ class TestListings:
         invalid_hub.headers[TREE] = {"Link": '<http://[>; rel="next"'}
         work = pinned_by_sha256(root, invalid_hub, hub_server.start(serve, REPO, FILES))
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_endless_listing_is_refused(self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(hub_client, "_MAX_RESPONSE_BYTES", 1 << 20)
@@ -119,7 +119,7 @@ class TestListings:
         server = hub_server.start(serve, REPO, FILES, Fault("/tree/", cut=20, times=2))
         work = pull_of(root, server.url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_pull_fails_without_a_wait_if_the_listing_has_a_retry_after_of_an_hour(
         self, root: Root, serve: Any
@@ -160,7 +160,7 @@ class TestBodies:
         server.faults.clear()
         next_pull = pull_of(root, server.url)
         run(next_pull)
-        assert is_whole(next_pull)
+        assert is_complete(next_pull)
 
     def test_link_in_the_place_of_a_partial_file_is_replaced_and_its_target_unchanged(
         self, root: Root, serve: Any, tmp_path: Path
@@ -172,7 +172,7 @@ class TestBodies:
         part.parent.mkdir(parents=True)
         part.symlink_to(victim)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert victim.read_text() == "mine"
 
     def test_pull_waits_for_a_busy_hub_for_the_seconds_of_retry_after(
@@ -183,7 +183,7 @@ class TestBodies:
         work = pull_of(root, hub_server.start(serve, REPO, FILES, *busy).url)
         messages, waits = skip_waits(work.health)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert waits == pytest.approx([300, 300], abs=0.1)
         assert all("waiting 300 s, as Retry-After requests" in text for text in messages)
         assert len(messages) == 2
@@ -195,7 +195,7 @@ class TestBodies:
         work = pinned_by_sha256(root, hub_server.start(serve, REPO, FILES, busy), hub_server.start(serve, REPO, FILES))
         _, waits = skip_waits(work.health)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert not waits
 
     def test_pull_from_a_busy_hub_fails_when_its_waits_reach_the_limit_of_the_run(
@@ -223,8 +223,8 @@ class TestBodies:
                 headers["ETag"] = '"an-etag-of-a-file-server"'
         work = pull_of(root, server.url)
         run(work)
-        assert is_whole(work)
-        assert gets(server, WEIGHTS) == 1
+        assert is_complete(work)
+        assert count_gets(server, WEIGHTS) == 1
         assert {path.name for path in (work.folder / "blobs").iterdir()} == {
             SHA256[path] if path.endswith(".safetensors") else git_sha1(content) for path, content in FILES.items()
         }
@@ -268,7 +268,7 @@ class TestPresentFiles:
         link.parent.mkdir(parents=True)
         link.symlink_to(blob)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert link.read_bytes() == FILES[CONFIG]
 
     @pytest.fixture
@@ -290,7 +290,7 @@ class TestPresentFiles:
         plan = work.plan()
         assert [target.file.path for target in plan.needed] == ([] if content == FILES[CONFIG] else [CONFIG])
         work.run(plan, lambda *_: None)
-        assert is_whole(work)
+        assert is_complete(work)
         assert (work.snapshot / f"{CONFIG}.firstlight-corrupt").exists() is bool(plan.needed), (
             "the corrupt file is kept"
         )
@@ -313,9 +313,9 @@ class TestPresentFiles:
         work = pull_of(root, official.url, pinned=False)
         run(work)
         next_pull = pull_of(root, official.url, pinned=False)
-        assert is_whole(next_pull)
+        assert is_complete(next_pull)
         assert all(state.state == "ok" for state in next_pull.check_files(Depth.HASH))
-        assert gets(official, WEIGHTS) == 0, "a right file is not downloaded again"
+        assert count_gets(official, WEIGHTS) == 0, "a right file is not downloaded again"
 
     def test_blob_that_links_to_a_shared_store_is_accepted(self, root: Root, serve: Any) -> None:
         """Make `blobs/HASH` a link into a store that repositories share, as the Xet client does."""
@@ -340,7 +340,7 @@ class TestPresentFiles:
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: wrong_hub.url)
         work = pull_of(root, wrong_hub.url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert not wrong_hub.requests, "a complete pinned model makes no request"
 
     @pytest.mark.parametrize("size", [5, 3_000_001, 10**15])

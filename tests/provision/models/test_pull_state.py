@@ -27,7 +27,7 @@ from tests.provision import hub_server
 from tests.provision.fake_hub import git_sha1
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, run
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, count_gets, is_complete, pull_of, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +53,7 @@ class TestLocks:
         work = pull_of(root, server.url)
         with pytest.raises(BlockedError, match="a lock"):
             run(work)
-        assert not gets(server, "/resolve/")
+        assert not count_gets(server, "/resolve/")
         assert not list(work.snapshot.rglob("*.json"))
 
     def test_wait_for_a_file_that_another_process_downloads_is_reported_once(self, root: Root, serve: Any) -> None:
@@ -71,7 +71,7 @@ class TestLocks:
 
         work.health.tell = release_lock
         work.run(plan, lambda *_: None)
-        assert is_whole(work)
+        assert is_complete(work)
         assert messages == [f"{WEIGHTS} is being downloaded by another process; waiting for it"]
 
     def test_recorded_hashes_and_stand_ins_of_two_parallel_processes_are_all_kept(self, root: Root, serve: Any) -> None:
@@ -156,7 +156,7 @@ class TestRemoval:
         assert unlisted(root, self.manifest_of(root)) == {name: 3}
         remove(root, self.manifest_of(root), name)
         assert not (work.folder / "snapshots" / OLD).exists()
-        assert is_whole(work)
+        assert is_complete(work)
         assert unlisted(root, self.manifest_of(root)) == {}
         with pytest.raises(FirstlightError, match="matches 0 snapshots in the cache"):
             removal(root, self.manifest_of(root), name)
@@ -356,7 +356,7 @@ class TestCommands:
         rows = [json.loads(process.communicate()[0])["models"][0] for process in processes]
         assert [row["state"] for row in rows] == ["ok"] * 3
         assert sum(row["bytes_fetched"] for row in rows) == sum(map(len, FILES.values()))
-        assert gets(self.hub, WEIGHTS) == 1
+        assert count_gets(self.hub, WEIGHTS) == 1
 
     def test_pull_without_enough_space_is_reported_in_json_and_ends_before_the_next_model(
         self, flags: list[str], monkeypatch: pytest.MonkeyPatch

@@ -12,7 +12,7 @@ from provision.models.hub_client import HubError
 from tests.provision import hub_server
 from tests.provision.http_server import Fault
 from tests.provision.hub_server import REVISION
-from tests.provision.model_pulls import FILES, REPO, WEIGHTS, gets, is_whole, pull_of, run
+from tests.provision.model_pulls import FILES, REPO, WEIGHTS, count_gets, is_complete, pull_of, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ class TestTokens:
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: server.url)
         work = pull_of(root, server.url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
 
     def test_redirect_target_does_not_get_the_token(
         self, root: Root, serve: Any, monkeypatch: pytest.MonkeyPatch
@@ -67,7 +67,7 @@ class TestTokens:
         monkeypatch.setattr(hub_client, "official_endpoint", lambda: server.url)
         work = pull_of(root, server.url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert target_server.requests
         assert {token for _, _, token in target_server.requests} == {None}
 
@@ -78,7 +78,7 @@ class TestTokens:
         )
         work = pull_of(root, hub_server.start(serve, REPO, FILES, redirect).url)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert len(target_server.requests) == 2
 
     def test_next_page_of_a_listing_is_requested_from_the_hub_and_not_from_a_foreign_link(
@@ -114,8 +114,8 @@ class TestPins:
         assert all(file.locked for file in work.spec.files)
         (work.snapshot / WEIGHTS).resolve().unlink()
         run(work)
-        assert is_whole(work)
-        assert gets(mirror, WEIGHTS) == 1, "a pinned file may come from a mirror"
+        assert is_complete(work)
+        assert count_gets(mirror, WEIGHTS) == 1, "a pinned file may come from a mirror"
 
     def test_pull_of_an_unpinned_model_from_a_mirror_is_refused_without_trust_mirror(
         self, root: Root, serve: Any
@@ -123,13 +123,13 @@ class TestPins:
         mirror = hub_server.start(serve, REPO, FILES)
         with pytest.raises(HubError, match="--trust-mirror"):
             run(pull_of(root, mirror.url, pinned=False))
-        assert not gets(mirror, "/resolve/")
+        assert not count_gets(mirror, "/resolve/")
 
     def test_hash_of_a_trusted_mirror_is_recorded_with_the_address_of_the_mirror(self, root: Root, serve: Any) -> None:
         mirror = hub_server.start(serve, REPO, FILES)
         work = pull_of(root, mirror.url, pinned=False, trust=True)
         run(work)
-        assert is_whole(work)
+        assert is_complete(work)
         assert pins.source(root, work.spec, WEIGHTS) == mirror.url
 
     def test_changed_hash_from_trusted_mirror_is_rejected(self, root: Root, serve: Any) -> None:

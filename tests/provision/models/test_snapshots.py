@@ -46,7 +46,7 @@ def repo(root: Root) -> Path:
 
 
 def manifest(hub: FakeHub, tmp_path: Path) -> models_config.ModelSpec:
-    """Return the model that the hub's manifest pins."""
+    """Return the entry of the hub's model in a manifest that pins its files."""
     (tmp_path / "models.toml").write_text(hub.manifest())
     return toml.load_tables(tmp_path / "models.toml", models_config.ModelSpec)["model"]
 

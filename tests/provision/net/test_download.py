@@ -26,7 +26,7 @@ CONTENT = bytes(range(256)) * 4096
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-def fetched(
+def download_from(
     part: Path,
     *servers: Server | RawServer,
     health: SourceHealth | None = None,
@@ -73,7 +73,7 @@ class TestOneFile:
         self, serve: Any, tmp_path: Path, fault: Fault, reason: str
     ) -> None:
         bad, good = serve({"/f": CONTENT}, fault), serve({"/f": CONTENT})
-        source, health = fetched(tmp_path / "part", bad, good)
+        source, health = download_from(tmp_path / "part", bad, good)
         assert source == "m1"
         assert reason in health.fallbacks["f"]
         if fault.cut or fault.stall_at:
@@ -82,31 +82,31 @@ class TestOneFile:
     def test_source_that_failed_comes_last_for_the_next_file(self, serve: Any, tmp_path: Path) -> None:
         bad, good = serve({"/f": CONTENT}), serve({"/f": CONTENT})
         bad.close()
-        _, health = fetched(tmp_path / "part", bad, good)
+        _, health = download_from(tmp_path / "part", bad, good)
         assert health.order(["m0", "m1"]) == ["m1", "m0"]
 
     def test_source_of_wrong_content_is_banned_for_the_run(self, serve: Any, tmp_path: Path) -> None:
         bad, good = serve({"/f": CONTENT}, Fault(flip=True)), serve({"/f": CONTENT})
-        _, health = fetched(tmp_path / "part", bad, good)
+        _, health = download_from(tmp_path / "part", bad, good)
         assert health.order(["m0", "m1"]) == ["m1"]
         assert "m0 is not used again in this run: f: it sent content with sha256" in health.warnings()[0]
-        fetched(tmp_path / "other", bad, good, health=health)
+        download_from(tmp_path / "other", bad, good, health=health)
         assert len(bad.seen) == 1
 
     def test_source_is_not_banned_for_wrong_bytes_of_another_source(self, serve: Any, tmp_path: Path) -> None:
         wrong, good = serve({"/f": CONTENT}, Fault(flip=True, cut=300_000)), serve({"/f": CONTENT})
-        source, health = fetched(tmp_path / "part", wrong, good)
+        source, health = download_from(tmp_path / "part", wrong, good)
         assert (source, health.banned) == ("m1", {})
 
     def test_single_source_is_retried_while_it_sends_new_bytes(self, serve: Any, tmp_path: Path) -> None:
         only = serve({"/f": CONTENT}, Fault(cut=150_000))
-        fetched(tmp_path / "part", only)
+        download_from(tmp_path / "part", only)
         assert len(only.seen) == 7
 
     def test_single_busy_source_is_requested_again(self, serve: Any, tmp_path: Path) -> None:
         only = serve({"/f": CONTENT})
         only.faults = [Fault(status=429, headers={"Retry-After": "0"}, times=1)]
-        fetched(tmp_path / "part", only)
+        download_from(tmp_path / "part", only)
         assert len(only.seen) == 2
 
     def test_slow_source_is_replaced_by_another_source(
@@ -114,25 +114,25 @@ class TestOneFile:
     ) -> None:
         monkeypatch.setattr(resumable_request, "time", clock_with_slow_first_block())
         slow, good = serve({"/f": CONTENT}, Fault(crawl_at=20_000)), serve({"/f": CONTENT})
-        source, health = fetched(tmp_path / "part", slow, good)
+        source, health = download_from(tmp_path / "part", slow, good)
         assert source == "m1"
         assert "kB a second" in health.fallbacks["f"]
 
     def test_error_names_the_reason_of_each_source(self, serve: Any, tmp_path: Path) -> None:
         servers = [serve({"/f": CONTENT}, Fault(status=404)), serve({"/f": CONTENT}, Fault(status=403))]
         with pytest.raises(download.DownloadError, match=r"m0: it answers 404.*; m1: it answers 403"):
-            fetched(tmp_path / "part", *servers)
+            download_from(tmp_path / "part", *servers)
         assert [len(server.seen) for server in servers] == [1, 1], "a source without the file is not tried again"
 
     def test_wrong_content_from_every_source_raises_wrong_content_error(self, serve: Any, tmp_path: Path) -> None:
         with pytest.raises(download.WrongContentError, match="but the pinned sha256 is"):
-            fetched(tmp_path / "part", serve({"/f": CONTENT}, Fault(flip=True)))
+            download_from(tmp_path / "part", serve({"/f": CONTENT}, Fault(flip=True)))
         assert not (tmp_path / "part").exists()
 
     def test_stored_partial_file_is_resumed(self, serve: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(CONTENT[:700_000])
         only = serve({"/f": CONTENT})
-        fetched(tmp_path / "part", only)
+        download_from(tmp_path / "part", only)
         assert [headers.get("Range") for _, headers in only.seen] == ["bytes=700000-"]
 
     @pytest.mark.parametrize("size", [len(CONTENT), None], ids=["size known", "size unknown"])
@@ -141,16 +141,16 @@ class TestOneFile:
     ) -> None:
         (tmp_path / "part").write_bytes(CONTENT)
         only = serve({"/f": CONTENT})
-        fetched(tmp_path / "part", only, size=size)
+        download_from(tmp_path / "part", only, size=size)
         assert not only.seen
 
     def test_partial_file_longer_than_the_file_is_downloaded_again(self, serve: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(CONTENT + b"more")
-        fetched(tmp_path / "part", serve({"/f": CONTENT}), size=None)
+        download_from(tmp_path / "part", serve({"/f": CONTENT}), size=None)
 
     def test_partial_file_with_other_content_is_downloaded_again(self, serve: Any, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(b"rubbish" * 1000)
-        _, health = fetched(tmp_path / "part", serve({"/f": CONTENT}))
+        _, health = download_from(tmp_path / "part", serve({"/f": CONTENT}))
         assert health.banned == {}
 
 
@@ -197,7 +197,7 @@ class TestPartialFileIsKept:
     ) -> None:
         bad, good = serve({"/f": CONTENT}, fault), serve({"/f": CONTENT})
         arrived: list[int] = []
-        source, _ = fetched(part_of(tmp_path), bad, good, size=size, progress=arrived.append)
+        source, _ = download_from(part_of(tmp_path), bad, good, size=size, progress=arrived.append)
         assert source == "m1"
         assert [headers.get("Range") for _, headers in good.seen] == ["bytes=700000-"]
 
@@ -208,7 +208,7 @@ class TestPartialFileIsKept:
     ) -> None:
         part = part_of(tmp_path)
         with pytest.raises(FirstlightError):
-            fetched(part, serve({"/f": CONTENT}, fault), size=size)
+            download_from(part, serve({"/f": CONTENT}, fault), size=size)
         assert part.read_bytes() == CONTENT[:700_000]
 
     @pytest.mark.parametrize("no_range", [False, True], ids=["ranges", "no ranges"])
@@ -222,7 +222,7 @@ class TestPartialFileIsKept:
         self, serve: Any, tmp_path: Path, content: bytes, size: int | None, no_range: bool
     ) -> None:
         part = part_of(tmp_path, content)
-        _, health = fetched(part, serve({"/f": CONTENT}, Fault(no_range=no_range)), size=size)
+        _, health = download_from(part, serve({"/f": CONTENT}, Fault(no_range=no_range)), size=size)
         assert health.banned == {}
 
     def test_whole_file_without_range_and_length_completes_the_partial_file(
@@ -233,7 +233,7 @@ class TestPartialFileIsKept:
             server.send(line, head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(CONTENT), CONTENT))
 
         arrived: list[int] = []
-        fetched(part_of(tmp_path), serve_raw(script), progress=arrived.append)
+        download_from(part_of(tmp_path), serve_raw(script), progress=arrived.append)
         assert sum(arrived) == len(CONTENT) - 700_000
 
     def test_endless_body_is_abandoned_at_half_of_the_free_space(
@@ -242,7 +242,7 @@ class TestPartialFileIsKept:
         monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4_000_000))
         endless, good = serve({"/f": CONTENT}, Fault(chunked=1 << 26)), serve({"/f": CONTENT})
         arrived: list[int] = []
-        source, health = fetched(tmp_path / "part", endless, good, size=None, progress=arrived.append)
+        source, health = download_from(tmp_path / "part", endless, good, size=None, progress=arrived.append)
         assert source == "m1"
         assert "it sends more than 2,000,000 bytes (half of the free space)" in health.fallbacks["f"]
         assert sum(arrived) <= 2_000_000 + len(CONTENT)
@@ -258,7 +258,7 @@ class TestWaiting:
         dead.close()
         health = SourceHealth()
         _, waits = skip_waits(health)
-        source, _ = fetched(tmp_path / "part", busy, dead, health=health)
+        source, _ = download_from(tmp_path / "part", busy, dead, health=health)
         assert source == "m0"
         assert [round(seconds) for seconds in waits] == [20, 20]
 
@@ -268,7 +268,7 @@ class TestWaiting:
         )
         health = SourceHealth()
         _, waits = skip_waits(health)
-        source, _ = fetched(tmp_path / "part", long, short, health=health)
+        source, _ = download_from(tmp_path / "part", long, short, health=health)
         assert source == "m1"
         assert [round(seconds) for seconds in waits] == [20]
 
@@ -279,7 +279,7 @@ class TestWaiting:
         health = SourceHealth()
         _, waits = skip_waits(health)
         monkeypatch.setattr(download, "time", Standing())
-        fetched(tmp_path / "part", only, health=health)
+        download_from(tmp_path / "part", only, health=health)
         assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6])
 
     @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}])
@@ -290,7 +290,7 @@ class TestWaiting:
         health = SourceHealth()
         texts, waits = skip_waits(health)
         with pytest.raises(download.DownloadError, match="answers 500"):
-            fetched(tmp_path / "part", only, health=health)
+            download_from(tmp_path / "part", only, health=health)
         assert sum(waits) < 40
         assert len(only.seen) <= 9
         assert texts
@@ -300,7 +300,7 @@ class TestWaiting:
     def test_retry_after_with_a_date_out_of_range_is_ignored(self, serve: Any, tmp_path: Path, year: str) -> None:
         headers = {"Retry-After": f"Mon, 01 Jan {year} 00:00:00 GMT"}
         bad, good = serve({"/f": CONTENT}, Fault(status=503, headers=headers)), serve({"/f": CONTENT})
-        assert fetched(tmp_path / "part", bad, good)[0] == "m1"
+        assert download_from(tmp_path / "part", bad, good)[0] == "m1"
 
     def test_slow_source_is_replaced_by_a_source_that_was_busy_before(
         self, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -309,7 +309,7 @@ class TestWaiting:
         monkeypatch.setattr(download, "time", Ticking(1.0))
         slow = serve({"/f": CONTENT}, Fault(crawl_at=40_000))
         busy = serve({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "0"}, times=1))
-        source, health = fetched(tmp_path / "part", slow, busy)
+        source, health = download_from(tmp_path / "part", slow, busy)
         assert source == "m1"
         assert "kB a second" in health.fallbacks["f"]
 
@@ -320,7 +320,7 @@ class TestWaiting:
         monkeypatch.setattr(resumable_request, "_SLOWEST_BYTES", 1 << 30)
         slow = serve({"/f": CONTENT}, Fault(cut=10_000, times=1))
         busy = serve({"/f": CONTENT}, Fault(status=503, headers={"Retry-After": "300"}))
-        assert fetched(tmp_path / "part", busy, slow)[0] == "m1"
+        assert download_from(tmp_path / "part", busy, slow)[0] == "m1"
         assert len(slow.seen) == 2
 
 
@@ -350,8 +350,8 @@ class TestBlockingServers:
         self, serve_raw: Any, serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
     ) -> None:
         monkeypatch.setattr(download, "_SHORT_TIMEOUTS", (3.0, 0.5))
-        slow = raw(lambda server, line: getattr(self, part)(line, server))
-        source, health = fetched(tmp_path / "part", slow, serve({"/f": CONTENT}))
+        slow = serve_raw(lambda server, line: getattr(self, part)(line, server))
+        source, health = download_from(tmp_path / "part", slow, serve({"/f": CONTENT}))
         assert source == "m1"
         assert "m0: it timed out" in health.fallbacks["f"]
 
@@ -368,7 +368,7 @@ class TestBlockingServers:
             server.send(line, b"0\r\n\r\n")
 
         near = serve_raw(script)
-        fetched(tmp_path / "part", near)
+        download_from(tmp_path / "part", near)
         assert near.sent < 32 << 20
 
     def test_redirect_with_a_short_body_keeps_its_connection_open(
@@ -383,10 +383,10 @@ class TestBlockingServers:
             begin(*line)
 
         monkeypatch.setattr(server.server, "process_request", count)
-        fetched(tmp_path / "part", server)
+        download_from(tmp_path / "part", server)
         assert len(lines) == 1
 
     def test_redirect_loop_is_an_error(self, serve: Any, tmp_path: Path) -> None:
         server = serve({}, Fault("/f", status=302, headers={"Location": "/f"}))
         with pytest.raises(download.DownloadError, match="TooManyRedirects"):
-            fetched(tmp_path / "part", server)
+            download_from(tmp_path / "part", server)

@@ -248,7 +248,7 @@ def test_root_inside_the_relocated_folder_is_rejected(source: Path) -> None:
         step.apply()
 
 
-def test_folder_that_is_a_mount_point_is_relocated_by_a_variable_instead_of_a_link(source: Path, volume: Path) -> None:
+def test_folder_that_is_a_mount_point_is_relocated_by_an_environment_variable(source: Path, volume: Path) -> None:
     """Relocate a mount point, which can be neither renamed nor removed."""
     source.mkdir(parents=True)
     completed = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source], check=False, capture_output=True)

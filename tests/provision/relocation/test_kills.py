@@ -74,7 +74,7 @@ def folders(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def new_trial(folders: tuple[Path, Path], *, other_disk: bool, merge: bool) -> Trial:
-    """Build a new home and volume; with `merge` the target folder already has files."""
+    """Build a new home and volume, and return the trial; with `merge` the target folder already has files."""
     here, other = folders
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)

@@ -105,9 +105,7 @@ def test_relative_link_between_two_folders_that_move_together_keeps_its_text(hom
     assert (home / "conda/envs/out").read_text() == "o"
 
 
-def test_undo_keeps_a_link_in_the_folder_that_the_user_changed_after_the_move(
-    comfy: Path, home: Path, volume: Path
-) -> None:
+def test_undo_keeps_a_link_that_the_user_has_changed_in_the_moved_folder(comfy: Path, home: Path, volume: Path) -> None:
     relocation_step(comfy, volume).apply()
     (comfy / "models/checkpoints").unlink()
     (comfy / "models/checkpoints").symlink_to(home)

@@ -175,7 +175,9 @@ def test_link_in_the_place_of_the_target_folder_blocks_the_relocation(
     assert step.check().state is State.BLOCKED
 
 
-def test_folder_that_replaced_its_link_is_merged_with_the_folder_on_the_volume(source: Path, volume: Path) -> None:
+def test_folder_in_the_place_of_its_former_link_is_merged_with_the_folder_on_the_volume(
+    source: Path, volume: Path
+) -> None:
     """Merge added, equal and different files. The newer of two versions gets the name, and the older one is kept."""
     step = relocation_step(source, volume)
     old = target(step)

@@ -134,7 +134,7 @@ def test_folder_of_another_user_in_the_place_of_the_partial_copy_blocks_the_move
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_folder_below_a_parent_that_is_not_writable_is_relocated_by_a_variable(other_disk: Path) -> None:
+def test_folder_below_an_unwritable_parent_is_relocated_by_an_environment_variable(other_disk: Path) -> None:
     """Relocate a folder that can be neither renamed nor replaced, because its parent belongs to another user."""
     other_disk.chmod(0o755)
     foreign_folder, volume = other_disk / "theirs", other_disk / "volume"

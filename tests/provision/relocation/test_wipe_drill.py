@@ -67,7 +67,7 @@ class Host:
 
 
 @pytest.fixture
-def short() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """Yield a new folder with a short path, because the #! line of a script may have at most 127 characters."""
     folder = Path(tempfile.mkdtemp(prefix="fl"))
     yield folder
@@ -76,7 +76,7 @@ def short() -> Iterator[Path]:
 
 @pytest.fixture
 def host(
-    short: Path,
+    short_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     conda_envs: Path,
     conda: FolderServer,
@@ -84,7 +84,7 @@ def host(
     hub: FakeHub,
     measured_python: Path,
 ) -> Iterator[Host]:
-    home, root = short / "h", short / "v"
+    home, root = short_folder / "h", short_folder / "v"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("SHELL", "/bin/bash")
@@ -97,12 +97,12 @@ def host(
     (conda_envs / "diffusers/cpu.lock").write_text(lock_text(*sorted(wheels.glob("*.whl"))))
 
     environment = {"HOME": str(home), "PATH": os.environ["PATH"], "HF_ENDPOINT": "http://127.0.0.1:9"}
-    argv: list[str | Path] = [measured_python, "-c", LOADER, short / "model"]
+    argv: list[str | Path] = [measured_python, "-c", LOADER, short_folder / "model"]
     with subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as loader:
         assert loader.stdin is not None
         assert loader.stdout is not None
         assert loader.stdout.readline() == "saved\n"
-        hub.files = {path.name: path.read_bytes() for path in (short / "model").iterdir()}
+        hub.files = {path.name: path.read_bytes() for path in (short_folder / "model").iterdir()}
         (conda_envs / "models.toml").write_text(hub.manifest())
 
         # The home before setup: a conda with an environment of the user, caches and settings.
@@ -115,7 +115,7 @@ def host(
         (home / ".bashrc").write_text("alias x=y\n")
         (home / "work").mkdir()
         (home / "work/thesis").write_text("of years")
-        toml = short / "host.toml"
+        toml = short_folder / "host.toml"
         toml.write_text(
             'models = ["model"]\nlogin = true\n'
             'relocate = ["huggingface", "conda", "pip", "uv", "torch", {path = "~/work", to = "work"}]\n'

@@ -43,7 +43,7 @@ def relocated(home: Path, flags: list[object], envs: Path) -> tuple[Path, Path]:
     return home / "first", home / "second"
 
 
-def state(*tops: Path) -> dict[str, object]:
+def entries_of(*tops: Path) -> dict[str, object]:
     """Return {path: (mode, link target or None)} of all entries of folders, without the files of the run lock."""
     paths = [path for top in tops for path in sorted(top.rglob("*")) if path.name not in {"lock", "holder.json"}]
     return {str(path): (path.lstat().st_mode, path.readlink() if path.is_symlink() else None) for path in paths}
@@ -52,14 +52,14 @@ def state(*tops: Path) -> dict[str, object]:
 def assert_undo_is_blocked(flags: list[object], home: Path, text: str) -> None:
     """Assert that undo with and without --dry-run is blocked with the same text, and that no entry changes."""
     volume = Path(str(flags[1]))
-    before = state(home, volume)
+    before = entries_of(home, volume)
     outputs = []
     for dry in (["--dry-run"], []):
         refused = provision("undo", *flags, *dry, env={"HOME": str(home)})
         assert refused.returncode == 4, refused.stdout + refused.stderr
         assert text in refused.stdout
         outputs.append([line.rpartition("  (")[0] for line in refused.stdout.splitlines() if "blocked" in line])
-        assert state(home, volume) == before
+        assert entries_of(home, volume) == before
     assert outputs[0] == outputs[1]
 
 
@@ -144,7 +144,7 @@ def test_undo_restores_the_link_of_a_folder_that_cannot_be_moved_back(
     def fail(self: FolderMove, pairs: Sequence[MovePair]) -> None:
         raise BlockedError("a program opened a file just now.")
 
-    before = state(home)
+    before = entries_of(home)
     with monkeypatch.context() as patch:
         patch.setattr(FolderMove, "run", fail)
         refused = provision("undo", *flags)
@@ -153,7 +153,7 @@ def test_undo_restores_the_link_of_a_folder_that_cannot_be_moved_back(
     assert "Run the same command again to continue." in refused.stdout
     for folder in folders:
         assert folder.is_symlink()
-        assert before[str(folder)] == state(home)[str(folder)]
+        assert before[str(folder)] == entries_of(home)[str(folder)]
     assert provision("undo", *flags).returncode == 0
     assert [path.is_symlink() for path in folders] == [False, False]
 

@@ -74,7 +74,7 @@ def hosts(tmp_path: Path, envs: Path, volume: Path, monkeypatch: pytest.MonkeyPa
     return Hosts(tmp_path, volume, envs, monkeypatch)
 
 
-def everything(*folders: Path) -> dict[str, object]:
+def entries_of(*folders: Path) -> dict[str, object]:
     """Return {path: (mode, content or link target)} of all entries of folders, without the file of the run lock."""
     entries: dict[str, object] = {}
     for folder in folders:
@@ -95,14 +95,14 @@ def test_undo_takes_back_the_newest_run_of_the_same_host_and_home_only(hosts: Ho
     assert of_b.readlink() == of_b_target
     assert (of_b / "of b").read_text() == "by b"
 
-    before = everything(hosts.home("a"), hosts.home("b"), hosts.volume)
+    before = entries_of(hosts.home("a"), hosts.home("b"), hosts.volume)
     again = hosts.run("a", "undo")
     assert again.returncode == 2
     assert "nothing is left to undo" in again.stderr
     assert "1 runs of other hosts or homes are not undone" in again.stderr
     other_home = hosts.run("b", "undo", home=hosts.home("b2"))
     assert other_home.returncode == 2
-    assert everything(hosts.home("a"), hosts.home("b"), hosts.volume) == before
+    assert entries_of(hosts.home("a"), hosts.home("b"), hosts.volume) == before
 
 
 def test_undo_list_shows_the_host_and_home_of_each_run(hosts: Hosts) -> None:
@@ -123,14 +123,14 @@ def test_undo_of_another_hosts_run_is_refused_without_the_flag_yes(
 ) -> None:
     of_b = hosts.relocated("b", "proj", "by b", "proj")
     name = hosts.runs()[0]["run"]
-    before = everything(hosts.home("a"), hosts.home("b"), hosts.volume)
+    before = entries_of(hosts.home("a"), hosts.home("b"), hosts.volume)
     refused = hosts.run("a", "undo", name, *dry, *form)
     assert refused.returncode == 4
     text = json.loads(refused.stdout)["error"]["message"] if form else refused.stderr
     assert f"leaves the volume: {hosts.volume}/proj, 1 files, 4 bytes" in text
     assert f"then leads nowhere: b:{of_b} -> {hosts.volume}/proj" in text
     assert "--yes" in text
-    assert everything(hosts.home("a"), hosts.home("b"), hosts.volume) == before
+    assert entries_of(hosts.home("a"), hosts.home("b"), hosts.volume) == before
 
 
 def test_undo_of_another_hosts_run_with_yes_moves_its_folder_to_the_current_home(hosts: Hosts) -> None:
@@ -148,15 +148,15 @@ def test_undo_of_another_hosts_run_with_yes_is_blocked_by_a_folder_of_the_same_n
     own = hosts.home("a") / "proj"
     own.mkdir()
     (own / "train.py").write_text("of a")
-    before = everything(hosts.home("a"), hosts.home("b"), hosts.volume)
+    before = entries_of(hosts.home("a"), hosts.home("b"), hosts.volume)
     for words in (["--dry-run"], []):
         refused = hosts.run("a", "undo", hosts.runs()[0]["run"], "--yes", *words)
         assert refused.returncode == 4
         assert f"{own} is a real folder now" in refused.stdout
-    assert everything(hosts.home("a"), hosts.home("b"), hosts.volume) == before
+    assert entries_of(hosts.home("a"), hosts.home("b"), hosts.volume) == before
 
 
-def share(hosts: Hosts) -> tuple[Path, Path]:
+def share_pip_cache(hosts: Hosts) -> tuple[Path, Path]:
     """Let hosts a and b both relocate pip's cache, each with a file of its own; return the links in both homes."""
     cache = hosts.home("a") / ".cache"
     (cache / "pip").mkdir(parents=True)
@@ -168,7 +168,7 @@ def share(hosts: Hosts) -> tuple[Path, Path]:
 
 
 def test_undo_copies_a_folder_back_and_keeps_the_original_to_which_another_host_links(hosts: Hosts) -> None:
-    of_a, of_b = share(hosts)
+    of_a, of_b = share_pip_cache(hosts)
     dry = hosts.run("a", "undo", "--dry-run")
     assert dry.returncode == 3
     assert f"copy {hosts.volume}/cache/pip back to {of_a}" in dry.stdout
@@ -212,7 +212,7 @@ def test_undo_interrupted_while_it_copies_a_folder_back_is_completed_by_the_next
     """Interrupt the undo between the removal of the link and the placement of the copy."""
     from provision.fs.open_dir import OpenDir
 
-    of_a, of_b = share(hosts)
+    of_a, of_b = share_pip_cache(hosts)
     rename = OpenDir.rename
 
     def fail(self: OpenDir, name: str, other: OpenDir, new: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from provision.core.layout import Root
 from provision.models import hf_listing
 from tests.provision import hub_server
-from tests.provision.model_pulls import FILES, REPO, is_whole, pull_of, run
+from tests.provision.model_pulls import FILES, REPO, is_complete, pull_of, run
 from tests.provision.run_command import process, provision
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_another_user_can_read_a_model_that_was_pulled_to_a_shared_volume(
     root.hub.mkdir(parents=True)
     work = pull_of(root, hub.url)
     run(work)
-    assert is_whole(work)
+    assert is_complete(work)
     for path in [root.hub, *root.hub.rglob("*")]:
         if path.is_symlink():
             continue
@@ -162,8 +162,8 @@ def test_model_is_pulled_once_to_a_volume_that_cannot_store_links(home: Path, li
     root.hub.mkdir(parents=True)
     work = pull_of(root, hub.url)
     run(work)
-    assert is_whole(work)
+    assert is_complete(work)
     assert not any(path.is_symlink() for path in root.hub.rglob("*"))
     run(work)  # nothing is downloaded again
-    assert is_whole(work)
+    assert is_complete(work)
     assert len([path for path in root.hub.rglob("*") if path.is_file() and path.name == "model.safetensors"]) == 2
