@@ -234,6 +234,7 @@ def test_uv_installs_from_the_index_in_uv_toml_without_the_users_other_settings(
         ({"use-feature": ["truststore"]}, {"UV_SYSTEM_CERTS": "1"}),
         ({"timeout": ["soon"], "keyring-provider": ["import"], "user": ["1"]}, {}),
     ],
+    ids=["timeout and retries", "default-timeout", "pypi-url", "keyring", "truststore", "invalid or other values"],
 )
 def test_timeout_index_keyring_and_certificate_options_of_pip_become_uv_variables(
     tmp_path: Path, settings: dict[str, list[str]], variables: dict[str, str]

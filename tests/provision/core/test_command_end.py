@@ -117,6 +117,7 @@ class TestOneObject:
             (["env", "nonsense", "--json"], "env"),
             (["env", "create", "--json", "--variant"], "env create"),
         ],
+        ids=["wrong flag", "wrong command", "wrong subcommand", "flag without a value"],
     )
     def test_advice_after_a_wrong_flag_or_command_is_a_help_command_that_works(
         self, words: list[str], parsed: str
@@ -155,6 +156,7 @@ class TestOneObject:
             ["undo"],
             ["gc"],
         ],
+        ids=" ".join,
     )
     def test_error_in_host_toml_is_reported_with_its_line_and_exit_code_2(
         self, tmp_path: Path, flags: list[object], words: list[str]
@@ -234,6 +236,12 @@ class TestOneObject:
             (["report", "nonsense"], "failed"),
             (["compare", "nonsense"], "failed"),
             (["keep", "n", "nonsense"], "failed"),
+        ],
+        ids=[
+            "run",
+            "report",
+            "compare",
+            "keep",
         ],
     )
     def test_bench_reports_an_error_with_the_same_json_object_as_provision(self, words: list[str], kind: str) -> None:

@@ -47,7 +47,7 @@ class TestStreams:
         code, stdout, stderr = run_bytes("env", "list", *flags[4:], env={"PYTHONIOENCODING": "ascii:strict"})
         assert (code, stderr) == (0, b"")
 
-    @pytest.mark.parametrize("locale", [{}, ASCII])
+    @pytest.mark.parametrize("locale", [{}, ASCII], ids=["default locale", "ASCII locale"])
     def test_setup_rejects_a_root_whose_name_is_not_utf8_and_other_commands_print_it(
         self, tmp_path: Path, flags: list[object], locale: dict[str, str]
     ) -> None:

@@ -108,6 +108,7 @@ def test_failing_nvidia_smi_yields_no_gpu(tmp_path: Path, text: str, code: int) 
         ({"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "-1", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000"}, None),
         ({"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "50000", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000"}, 0.5),
     ],
+    ids=["cgroup v2 without a limit", "cgroup v2", "cgroup v1 without a limit", "cgroup v1"],
 )
 def test_cpu_quota_is_read_from_the_control_group(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
     assert facts.probe(machine(tmp_path / "root", **files)).cpu_quota == quota
@@ -122,6 +123,7 @@ def test_cpu_quota_is_read_from_the_control_group(tmp_path: Path, files: dict[st
         ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "8589934592\n"}, 8 << 30),
         ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712\n"}, 16_000_000 * 1024),
     ],
+    ids=["no cgroup", "cgroup v2 without a limit", "cgroup v2", "cgroup v1", "cgroup v1 without a limit"],
 )
 def test_memory_is_the_limit_of_the_control_group_or_the_memory_of_the_machine(
     tmp_path: Path, files: dict[str, str], memory: int

@@ -155,7 +155,7 @@ MACHINES = {
 
 @pytest.fixture
 def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that writes the files of a machine and probes its facts."""
+    """Return a function that writes the files of a `Machine`, and returns the facts that firstlight probes."""
 
     def probe(machine: Machine) -> facts.HostFacts:
         root, bin_folder = tmp_path / "root", tmp_path / "bin"

@@ -74,7 +74,7 @@ def sd_files(folder: Path, variant: str | None) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)])
+@pytest.mark.parametrize("fault", [None, Fault("/resolve/", cut=100_000)], ids=["no fault", "broken connections"])
 def test_pulled_pipeline_makes_the_same_image_offline_as_before_the_pull(
     saved_pipelines: dict[str, Path],
     hashes_before: list[str],

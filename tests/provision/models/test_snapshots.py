@@ -69,7 +69,9 @@ def assert_loads(root: Root, hub: FakeHub) -> None:
     assert {path.name: path.read_bytes() for path in Path(folder).iterdir()} == hub.files
 
 
-@pytest.mark.parametrize("lost", [["snapshots"], ["refs"], ["snapshots", "refs"], []])
+@pytest.mark.parametrize(
+    "lost", [["snapshots"], ["refs"], ["snapshots", "refs"], []], ids=lambda names: " and ".join(names) or "nothing"
+)
 def test_lost_snapshots_and_refs_are_rebuilt(root: Root, hub: FakeHub, lost: list[str]) -> None:
     for name in lost:
         shutil.rmtree(repo(root) / name, ignore_errors=True)

@@ -201,6 +201,7 @@ def entry(*paths: str, extra: str = "") -> str:
         (["unet", "unet/a.json"], "listed twice"),
         (["unet/a.json", "unet"], "listed twice"),
     ],
+    ids=lambda value: value if isinstance(value, str) else " and ".join(value),
 )
 def test_manifest_with_dangerous_or_colliding_file_paths_is_refused(
     tmp_path: Path, paths: list[str], reason: str

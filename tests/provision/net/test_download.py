@@ -282,7 +282,11 @@ class TestWaiting:
         download_from(tmp_path / "part", only, health=health)
         assert waits == pytest.approx([0.2, 0.4, 0.8, 1.6])
 
-    @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}])
+    @pytest.mark.parametrize(
+        "headers",
+        [{}, {"Retry-After": "0"}, {"Retry-After": "Sun, 06 Nov 1994 08:49:37 GMT"}],
+        ids=["no Retry-After", "0 s", "past date"],
+    )
     def test_retries_of_a_source_with_a_permanent_server_error_end_with_an_error(
         self, serve: Any, tmp_path: Path, headers: dict[str, str]
     ) -> None:

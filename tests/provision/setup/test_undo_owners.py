@@ -116,8 +116,8 @@ def test_undo_list_shows_the_host_and_home_of_each_run(hosts: Hosts) -> None:
     assert f"acts on b:{hosts.home('b')}" in text
 
 
-@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-@pytest.mark.parametrize("form", [[], ["--json"]])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["undo", "dry run"])
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
 def test_undo_of_another_hosts_run_is_refused_without_the_flag_yes(
     hosts: Hosts, dry: list[str], form: list[str]
 ) -> None:
@@ -300,6 +300,7 @@ def test_undo_on_an_unmounted_volume_is_blocked_and_undoes_no_run(hosts: Hosts) 
         ({"owners": [{"host": "b", "home": "/h"}, "c:/i"]}, [Owner("b", "/h"), Owner("c", "/i")]),
         ({"owners": []}, [None]),
     ],
+    ids=["no owner", "host and home", "owner as object", "owner as text", "two owners", "empty list of owners"],
 )
 def test_record_of_links_is_read_with_no_owner_one_owner_and_several_owners(
     tmp_path: Path, row: dict[str, object], owners: list[Owner | None]
