@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def relocation_step(source: Path, volume: Path, variable: str | None = None) -> RelocateStep:
-    """Return the step that relocates `source` to the hub cache of a root; make the root's marker if it is missing."""
+    """Return the step that relocates `source` to the hub cache of the root `volume`; make the root's marker if absent.
+
+    `variable` is the environment variable that names the target folder where no link can be made.
+    """
     root = Root(volume)
     if not root.marker.exists():
         VolumeStep(root, [], Journal(root.journal)).apply()

@@ -55,7 +55,7 @@ def test_pip_does_not_install_a_package_that_conda_installs(step: EnvStep, conda
     assert step.check(deep=True).state is State.OK
 
 
-def test_different_versions_in_the_conda_and_pip_locks_are_rejected(
+def test_different_versions_in_the_conda_and_pip_lock_files_are_rejected(
     step: EnvStep, conda_envs: Path, wheels: Path
 ) -> None:
     write_wheel(wheels, "hello", "3.0", {"hello.py": ""})
@@ -132,7 +132,7 @@ def test_conda_package_with_a_changed_byte_is_rejected_and_leaves_no_environment
 
 
 @pytest.mark.parametrize("part", ["conda-lock.yml", "cpu.lock"])
-def test_right_package_is_rejected_if_its_hash_in_the_lock_was_changed(
+def test_right_package_is_rejected_if_its_hash_in_the_lock_file_was_changed(
     step: EnvStep, conda_envs: Path, part: str
 ) -> None:
     """Change one hash of the lock; the channel and the wheels stay the same."""

@@ -107,7 +107,7 @@ def test_quick_check_finds_damage_of_a_venv_and_apply_repairs_it(
     assert step.check(deep=True).state is State.OK
 
 
-def test_package_is_updated_when_the_lock_changes(tmp_path: Path, envs: Path, wheels: Path) -> None:
+def test_package_is_updated_when_the_lock_file_changes(tmp_path: Path, envs: Path, wheels: Path) -> None:
     step = env_step(tmp_path, envs)
     step.apply()
     next(wheels.glob("diffusers-*.whl")).unlink()
@@ -165,7 +165,7 @@ def test_find_python_returns_the_first_supported_version_that_exists() -> None:
     assert python.exists()
 
 
-def test_packages_of_a_lock_are_those_whose_markers_match_the_python_version(tmp_path: Path) -> None:
+def test_packages_of_a_lock_file_are_those_whose_markers_match_the_python_version(tmp_path: Path) -> None:
     (tmp_path / "cpu.lock").write_text(
         "# words\nA_b.c==1.0 \\\n    --hash=sha256:00\nold==1 ; python_full_version < '3.12' \\\n    --hash=sha256:00\n"
         "new==2 ; python_full_version >= '3.12' \\\n    --hash=sha256:00\nwin==1 ; sys_platform == 'win32' \\\n"
@@ -175,7 +175,7 @@ def test_packages_of_a_lock_are_those_whose_markers_match_the_python_version(tmp
     assert locks.packages("cpu", "3.12.1") == (LockedPackage("a-b-c", "1.0"), LockedPackage("new", "2"))
 
 
-def test_error_of_a_broken_lock_names_the_line_and_the_remedy(tmp_path: Path) -> None:
+def test_error_of_an_invalid_lock_file_names_the_line_and_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "cpu.lock").write_text("fine==1\n<<<<<<< HEAD\n")
     with pytest.raises(FirstlightError, match=r"(?s)line 2.*git checkout"):
         LockFolder(tmp_path).packages("cpu", "3.11.7")

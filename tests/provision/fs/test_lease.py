@@ -193,7 +193,7 @@ class TestTakeover:
     def test_only_one_of_four_processes_holds_the_lock_at_a_time_without_flock(
         self, tmp_path: Path, no_flock: None
     ) -> None:
-        """Four processes increase a number in a file, ten times each."""
+        """Let four processes each increase a number in a file ten times; the file then has 40."""
         program = (
             "import sys\nfrom pathlib import Path\nfrom provision.fs.file_lock import exclusive_lock\n"
             "path = Path(sys.argv[1])\n"

@@ -194,7 +194,7 @@ def test_journal_with_a_truncated_last_line_is_read_up_to_that_line(tmp_path: Pa
 def test_undo_of_a_merge_keeps_a_file_on_the_volume_that_the_home_lacks(
     home: Path, tmp_path: Path, host: list[object]
 ) -> None:
-    """Replace the link of a merged folder by an empty folder, which is not the folder before the merge."""
+    """Replace the link of a merged folder by an empty folder, which lacks the file that was merged."""
     work = home / "work dir"
     (tmp_path / "root/work").mkdir(parents=True)
     (tmp_path / "root/work/old").write_text("old")
