@@ -51,7 +51,7 @@ def flags(tmp_path: Path, envs: Path, hub: Server) -> list[str]:
 
 
 def pull(*argv: str) -> Any:
-    """Run `provision models pull` with arguments, and return typer's result."""
+    """Run `provision models pull` with arguments, and return the result of the CliRunner."""
     return CliRunner().invoke(models.app, ["pull", *argv])
 
 

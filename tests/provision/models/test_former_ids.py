@@ -55,7 +55,7 @@ def pull(root: Root, both_pulled: Manifest, name: str, url: str = "http://127.0.
 
 
 def link(root: Root) -> Path:
-    """Return the path of the link for the former id."""
+    """Return the path of the link in the hub cache that has the name of the former id."""
     return root.hub / "models--former--model"
 
 
