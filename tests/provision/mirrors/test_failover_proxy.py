@@ -25,7 +25,7 @@ from provision.net import page as net_page
 from provision.net.source_health import SourceHealth
 from tests.provision import silent_server
 from tests.provision.conftest import lock_text, write_wheel
-from tests.provision.http_server import PORTAL, Fault, Server, RawServer, index
+from tests.provision.http_server import PORTAL, Fault, RawServer, Server, index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -313,7 +313,7 @@ class TestLyingPages:
         monkeypatch: pytest.MonkeyPatch,
         chunked: bool,
     ) -> None:
-        silent_server.own(monkeypatch)
+        silent_server.replace_read_timeout(monkeypatch)
         monkeypatch.setattr(net_page, "time", silent_server.CLOCK)
         length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000000"
 
