@@ -1,4 +1,4 @@
-"""Provides clocks that a test controls, so that no timeout or rate in it depends on the speed of the machine."""
+"""Provides clocks that a test controls, so that no timeout or rate in the test depends on the machine's speed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-GUARD_SECONDS = 600  # the shortest timeout against a hang in a test; no test may assert on such a timeout
+GUARD_SECONDS = (
+    600  # the shortest timeout that a test may give to a call that could hang; no test asserts that it expires
+)
 
 
 class Standing:
-    """Replaces the module `time`; time passes only when the test adds to `now`."""
+    """Replaces the module `time`: every clock returns `now`, in seconds, which only the test changes."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -29,7 +31,7 @@ class Standing:
 
 
 class Ticking(Standing):
-    """Replaces the module `time`; each reading of the clock advances it by a step in seconds."""
+    """Replaces the module `time`: each reading of its monotonic clock adds `step` seconds to the time."""
 
     def __init__(self, step: float) -> None:
         super().__init__()
@@ -41,9 +43,10 @@ class Ticking(Standing):
 
 
 class Until:
-    """Replaces the module `time`; it stands at 0 until a condition holds, and is then past every deadline.
+    """Replaces the module `time`: its clock shows 0 until a condition holds, and then infinity, past every deadline.
 
-    After the condition holds, a few more readings return 0, so that data written before is still read.
+    The clock evaluates the condition at each reading. After the condition holds, the clock still returns 0 for seven
+    readings, so that the code under test can read what was written before that moment.
     """
 
     _READINGS = 8
@@ -59,9 +62,9 @@ class Until:
 
 
 class Processor:
-    """Shows the CPU time of this process, so that other processes do not use up its time limits.
+    """Counts the CPU time of this process, so that a limit in the tested code does not expire while others compute.
 
-    A test can add seconds to `added`. `own` replaces the clocks of the module `time` with it.
+    A test moves the clock forward by adding seconds to `added`. `own` makes the module `time` return this clock.
     """
 
     def __init__(self) -> None:

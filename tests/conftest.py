@@ -1,4 +1,4 @@
-"""Gives every test a temporary home, a block on connections to other machines, and the real test environment."""
+"""Provides a temporary home, a block on connections to other machines, and the interpreter that has real torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_ROOT = CHECKOUT / ".cache" / "test-root"
-# The machine's variables before the tests remove them. Only pip's settings name the source of the torch wheel.
+# The machine's environment variables, copied before `_surroundings` removes some of them. Tests that install real
+# packages need them: pip's variables name the package index.
 MACHINE = dict(os.environ)
 # A proxy address on which no server listens, so that child programs cannot connect to other machines.
 NOWHERE = "http://127.0.0.1:9"
-# Prefixes of variables that change which packages are installed, or what is computed or printed.
+# Prefixes of the environment variables that change which packages are installed, or what a program computes or prints.
 FOREIGN = (
     *("HF_", "HUGGING", "XDG_", "UV_", "PIP_", "CONDA_", "MAMBA_", "VIRTUAL_ENV", "PYTHON", "PYTEST_XDIST_"),
     *("PYTEST_ADDOPTS", "OMP_", "MKL_", "KMP_", "TORCH", "CUDA_", "NVIDIA_", "NO_COLOR", "FORCE_COLOR", "COLUMNS"),
@@ -40,12 +41,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests of a file in one process and in the order that `longest_first` gives them."""
+    """Run all tests of a file in one worker process, and the files in the order of `spread.longest_first`."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
     scheduler = LoadFileScheduling(config, log)
-    scheduler._split_scope = spread.unit
+    scheduler._split_scope = spread.group
     return scheduler
 
 
@@ -56,11 +57,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session", autouse=True)
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Remove the machine's own settings, for fixtures of any scope.
+    """Remove this machine's settings from the environment variables before the first test, and set fixed ones.
 
     SIGINT gets its default handler, because a shell starts background processes with SIGINT ignored, and children would
     inherit that. Real torch computes with one thread, because two workers with one thread per core slow each other
-    down. A test of the number of threads sets it itself.
+    down. A test of the number of threads sets that number itself.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -69,9 +70,11 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         # Files that a killed program leaves are deleted together with the folders of the tests.
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # with more threads, a waiting one must not occupy a core
+        patch.setenv(
+            "OMP_WAIT_POLICY", "PASSIVE"
+        )  # a thread that waits for the others sleeps, and does not occupy a core
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-        mask = os.umask(0o022)  # the modes of cache files depend on the umask; a test of them sets its own
+        mask = os.umask(0o022)  # the modes of new files depend on the umask; a test of the umask sets its own
         yield
         os.umask(mask)
         signal.signal(signal.SIGINT, handler)
@@ -79,7 +82,7 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set a temporary home and working folder, and a dead proxy for child programs."""
+    """Set a temporary home and an empty working folder, and a proxy at which no server listens; return the home."""
     folder = tmp_path / "home"
     work = tmp_path / "work"
     folder.mkdir()
@@ -95,7 +98,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_way_out(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail a test that connects to another machine, even if the code catches the error."""
+    """Fail a test that connects to another machine, even if the tested code catches the connection's error."""
     attempts: list[str] = []
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 

@@ -1,7 +1,7 @@
 """Mounts a folder through FUSE with the limits of network volumes: `python limited_fs.py FOLDER MOUNT_POINT LIMIT…`.
 
 The program speaks the kernel's protocol itself (source: include/uapi/linux/fuse.h, version 7.31), so it needs no
-library. Only root can run it. Each limit is one word; LIMITS lists them.
+library. Only root can run it. Each LIMIT is a key of `LIMITS`, which says what the mounted folder then refuses.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 LIMITS = {
     "no-symlink": "symbolic links fail with EPERM",
     "no-hardlink": "hard links fail with EPERM",
-    "no-exchange": "renameat2 with a flag, such as the exchange of two names, fails with EINVAL",
+    "no-exchange": "renameat2 with any flag, such as RENAME_EXCHANGE, fails with EINVAL",
     "no-xattr": "extended attributes fail with EOPNOTSUPP",
     "no-flock": "flock fails with ENOSYS",
     "no-fsync": "fsync fails with EINVAL",
-    "no-exec": "no program starts, as the mount option says",
+    "no-exec": "no program in it can be executed (the mount option noexec)",
     "fixed-modes": "every entry has the mode 0777, and chmod has no effect",
     "no-chmod": "chmod fails with EPERM",
     "owner": "every entry belongs to user 1000, and chown fails with EPERM",
-    "seconds": "times are kept in seconds",
-    "two-seconds": "modification times are kept in even seconds",
-    "100ns": "times are kept in units of 100 ns",
-    "no-times": "a set time has no effect",
-    "caseless": "names differ only by more than their case",
+    "seconds": "times are rounded down to whole seconds",
+    "two-seconds": "times are rounded down to even seconds",
+    "100ns": "times are rounded down to units of 100 ns",
+    "no-times": "setting a time (utime) has no effect",
+    "caseless": "two names that differ only by case are the same name, as on Windows",
 }
 _OWNER = 1000
 _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_NOW, _MTIME_NOW = 1, 2, 4, 8, 16, 32, 128, 256
@@ -54,7 +54,10 @@ def _checked(code: int) -> None:
 
 
 class LimitedFileSystem:
-    """Answers the kernel's requests. A node is an inode of the backing folder, held by an O_PATH descriptor."""
+    """Answers the kernel's FUSE requests with the files of a backing folder, and enforces the limits.
+
+    The kernel names a file by a node number. `nodes` maps it to an O_PATH descriptor of the file in the backing folder.
+    """
 
     def __init__(self, backing: str, limits: set[str]) -> None:
         self.limits = limits
@@ -71,7 +74,7 @@ class LimitedFileSystem:
         }  # fmt: skip
 
     def serve(self, device: int) -> None:
-        """Answer requests until the file system is unmounted."""
+        """Answer the requests that arrive at `device`, an open /dev/fuse, until the file system is unmounted."""
         while True:
             try:
                 request = os.read(device, (1 << 20) + 4096)
@@ -82,7 +85,7 @@ class LimitedFileSystem:
                     continue
                 raise
             _, opcode, unique, node, uid, gid = struct.unpack_from("<IIQQII", request)
-            if opcode in {2, 42, 36}:  # forget, batch forget, interrupt: these have no answer
+            if opcode in {2, 42, 36}:  # FORGET, BATCH_FORGET and INTERRUPT have no answer
                 continue
             try:
                 code, answer = 0, self.operations.get(opcode, self.unsupported)(node, request[40:], uid, gid)
@@ -95,7 +98,7 @@ class LimitedFileSystem:
         return f"/proc/self/fd/{self.nodes[node]}"
 
     def _name(self, node: int, name: bytes) -> bytes:
-        """Return the name of an entry as the backing folder has it."""
+        """Return the entry's name as the backing folder spells it: with `caseless`, the case may differ from `name`."""
         if "caseless" in self.limits:
             try:
                 os.stat(name, dir_fd=self.nodes[node], follow_symlinks=False)
@@ -181,7 +184,7 @@ class LimitedFileSystem:
         return self._entry(node, name)
 
     def _new_name(self, node: int, name: bytes) -> bytes:
-        """Refuse a name that differs from another one only by its case."""
+        """Return `name`; with `caseless`, raise FileExistsError if an entry differs from it only by case."""
         if self._name(node, name) != name:
             raise FileExistsError(errno.EEXIST, "")
         return name
@@ -322,7 +325,7 @@ class LimitedFileSystem:
 
     @staticmethod
     def _sized(value: bytes, body: bytes) -> bytes:
-        """Return a value, or its size where the caller asks for the size only."""
+        """Return an extended attribute's value, or only its length if the request gives a buffer size of 0."""
         (size,) = struct.unpack_from("<I", body)
         if size == 0:
             return struct.pack("<II", len(value), 0)
@@ -333,7 +336,10 @@ class LimitedFileSystem:
 
 @contextlib.contextmanager
 def mounted(backing: Path, point: Path, *limits: str) -> Iterator[None]:
-    """Serve a folder from a process of its own; skip the test where this system or user cannot mount it."""
+    """Mount the folder `backing` at `point` by a separate process, and unmount it at the end.
+
+    Skip the test if this system or this user cannot mount through FUSE.
+    """
     import pytest
 
     if sys.platform != "linux" or os.geteuid() != 0 or not os.access("/dev/fuse", os.R_OK | os.W_OK):
@@ -359,7 +365,7 @@ def main(backing: str, mount_point: str, *limits: str) -> None:
     assert not unknown, unknown
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    os.umask(0)  # the kernel has applied the caller's
+    os.umask(0)  # the kernel has applied the calling process's umask already
     device = os.open("/dev/fuse", os.O_RDWR)
     flags = _MS_NOSUID | _MS_NODEV | (_MS_NOEXEC if "no-exec" in limits else 0)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
-# Files that use the same session fixture: on two workers it would be built twice.
+# {file: the file that uses the same session fixture}. In two processes, the fixture would be built twice.
 TOGETHER = {"tests/bench/worker/test_sampling.py": "tests/bench/worker/test_measurement.py"}
-# The files that take longest. They begin first, so that the last file to end is a short one.
+# The files that take longest, in the order of their start. They start first, so that no process works alone at the end.
 LONGEST = (
     "tests/test_examples.py",
     "tests/torture/test_two_hosts.py",
@@ -27,13 +27,16 @@ LONGEST = (
 )
 
 
-def unit(nodeid: str) -> str:
-    """Return what goes to one worker as a whole: a test's file, or the file that it shares a fixture with."""
+def group(nodeid: str) -> str:
+    """Return the file that stands for a test's group; all tests of a group run in one process.
+
+    The group is the test's own file, or the file with which it shares a session fixture (`TOGETHER`).
+    """
     file = nodeid.partition("::")[0]
     return TOGETHER.get(file, file)
 
 
 def longest_first(items: list[pytest.Item]) -> None:
-    """Sort the tests; those of a unit stay together and in their order."""
+    """Sort the tests in place: the groups in `LONGEST` first, in that order; the order within a group stays."""
     ranks = {file: rank for rank, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: ranks.get(unit(item.nodeid), len(ranks)))
+    items.sort(key=lambda item: ranks.get(group(item.nodeid), len(ranks)))

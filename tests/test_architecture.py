@@ -15,7 +15,7 @@ from provision.mirrors.tools import all_tools
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PACKAGES = ("provision", "bench")
-# Heavy or peculiar packages, and the modules that may import them.
+# {package that is slow to import or that only a few modules need: the modules that may import it}
 KEPT = {
     "torch": {"bench.worker", "bench.launch.in_process", "provision.models.describe_architecture"},
     "diffusers": {"bench.worker", "provision.models.describe_architecture"},
@@ -36,14 +36,14 @@ KEPT = {
     "typer": {"provision.cli", "bench.cli", "provision.core.command_end"},
     "pydantic": {"provision.config", "provision.mirrors", "bench.run.cases", "bench.gpu.specs", "bench.validate.rules"},
 }
-# Who writes to stdout and stderr; the worker and the bootstrap write to streams of their own.
+# The modules that may call `print`. The worker and the bootstrap write to streams directly.
 PRINTING = {"provision.cli", "bench.cli", "provision.core.command_end"}
-# What the measured interpreter runs: it has none of the toolbox's packages.
+# The packages that run under the measured interpreter, which has none of firstlight's own dependencies.
 MEASURED = ("bench.worker", "bench.core")
 
 
 def modules() -> list[tuple[str, Path]]:
-    """(dotted name, file) of every module of ours; a package is its __init__.py."""
+    """Return (dotted name, file) of every module in `provision` and `bench`; a package's file is its __init__.py."""
     found = []
     for package in PACKAGES:
         for file in sorted((CHECKOUT / package).rglob("*.py")):
@@ -61,7 +61,7 @@ def tree_of(file: Path) -> ast.Module:
 
 
 def imports(file: Path) -> set[str]:
-    """Every module that a file imports outside of type checking, as dotted names."""
+    """Return the dotted names of the modules that a file imports, without those under `if TYPE_CHECKING`."""
     tree = tree_of(file)
     skipped = {
         child
@@ -83,20 +83,20 @@ def lies_in(name: str, places: set[str] | tuple[str, ...]) -> bool:
 
 
 @EACH
-def test_heavy_packages_are_imported_where_they_belong(name: str, file: Path) -> None:
+def test_heavy_package_is_imported_only_by_the_modules_that_may(name: str, file: Path) -> None:
     for imported in imports(file):
         top = imported.split(".")[0]
         assert top not in KEPT or lies_in(name, KEPT[top]), f"{name} imports {imported}"
 
 
 @pytest.mark.parametrize("package", list(KEPT))
-def test_every_heavy_package_is_used_where_it_is_allowed(package: str) -> None:
+def test_every_module_that_may_import_a_heavy_package_imports_it(package: str) -> None:
     users = {name for name, file in MODULES if package in {each.split(".")[0] for each in imports(file)}}
     assert {place for place in KEPT[package] if not any(lies_in(user, {place}) for user in users)} == set()
 
 
 @EACH
-def test_the_measured_interpreter_needs_torch_and_diffusers_alone(name: str, file: Path) -> None:
+def test_worker_code_imports_only_the_standard_library_torch_and_diffusers(name: str, file: Path) -> None:
     if not lies_in(name, MEASURED):
         return
     libraries = {"torch", "diffusers", "transformers", "PIL"}
@@ -115,21 +115,21 @@ def test_the_measured_interpreter_needs_torch_and_diffusers_alone(name: str, fil
         "bench.launch.worker_process",
     ],
 )
-def test_the_parents_import_no_torch(module: str) -> None:
+def test_importing_a_command_module_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
     assert done.stdout.strip() == "[]"
 
 
 @EACH
-def test_only_commands_print(name: str, file: Path) -> None:
+def test_print_is_called_only_in_the_cli_packages(name: str, file: Path) -> None:
     calls = [node for node in ast.walk(tree_of(file)) if isinstance(node, ast.Call)]
     prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
     assert not prints or lies_in(name, PRINTING), f"{name} prints"
 
 
 @EACH
-def test_a_package_says_what_belongs_there_and_imports_nothing(name: str, file: Path) -> None:
+def test_init_file_holds_a_docstring_and_no_code(name: str, file: Path) -> None:
     if file.name != "__init__.py":
         return
     tree = tree_of(file)
@@ -137,18 +137,18 @@ def test_a_package_says_what_belongs_there_and_imports_nothing(name: str, file: 
     assert len(tree.body) <= 1, f"{name}/__init__.py holds more than its docstring"
 
 
-@pytest.mark.parametrize("subject", ["environments", "models", "relocation"])
-def test_a_subject_keeps_its_step_in_step_py(subject: str) -> None:
+@pytest.mark.parametrize("package", ["environments", "models", "relocation"])
+def test_package_with_a_setup_step_defines_it_in_step_py(package: str) -> None:
     classes = [
         node.name
-        for node in tree_of(CHECKOUT / "provision" / subject / "step.py").body
+        for node in tree_of(CHECKOUT / "provision" / package / "step.py").body
         if isinstance(node, ast.ClassDef)
     ]
     assert any(name.endswith("Step") for name in classes)
 
 
 def literals(node: ast.expr) -> set[object]:
-    """Return the constants that an operand of a comparison, or the keys of a dictionary, consists of."""
+    """Return the constants in an expression: its own value, the elements of a list, tuple or set, or a dict's keys."""
     if isinstance(node, ast.Dict):
         return {key.value for key in node.keys if isinstance(key, ast.Constant)}
     elements = node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else [node]
@@ -156,7 +156,13 @@ def literals(node: ast.expr) -> set[object]:
 
 
 def switches(tree: ast.Module, subject: str, values: set[str]) -> list[str]:
-    """Return the expressions that compare something called `subject` with one of `values`, or look it up among them."""
+    """Return the source of the expressions that compare a name with a constant of `values`, or index a dict of them.
+
+    Args:
+        tree: the module to search.
+        subject: a regular expression; the expression has to contain a name that matches it.
+        values: the constants that the code should not tell apart, such as the names of the mirror tools.
+    """
     found = []
     for node in ast.walk(tree):
         operands: list[ast.expr] = []
@@ -177,7 +183,7 @@ TOOL_NAMES = set(all_tools.names())
 
 
 def tool_switches(tree: ast.Module) -> list[str]:
-    """Return where code compares the name of a mirror tool, or uses it as the key of a record or a catalogue."""
+    """Return the source of the expressions that compare the name of a mirror tool, or pass one to a look-up by name."""
     keyed = [
         ast.unparse(node)
         for node in ast.walk(tree)
@@ -190,16 +196,18 @@ def tool_switches(tree: ast.Module) -> list[str]:
 
 
 @EACH
-def test_only_the_classes_of_tools_know_a_tool_by_its_name(name: str, file: Path) -> None:
+def test_tool_names_are_compared_only_in_mirrors_tools(name: str, file: Path) -> None:
     if not lies_in(name, {"provision.mirrors.tools"}):
-        assert tool_switches(tree_of(file)) == [], f"{name}: ask the tool (provision/mirrors/tools)"
+        assert tool_switches(tree_of(file)) == [], (
+            f"{name}: call a method of the tool (provision/mirrors/tools) instead of comparing its name"
+        )
 
 
 @EACH
-def test_only_python_source_knows_conda_from_the_system(name: str, file: Path) -> None:
-    if name != "provision.volume.environment_marker":  # reads the file's own word
+def test_conda_and_system_interpreters_are_told_apart_only_in_python_source(name: str, file: Path) -> None:
+    if name != "provision.volume.environment_marker":  # parses the word in the marker file
         found = switches(tree_of(file), "(interpreter|python_source)", {"auto", "conda", "system"})
-        assert found == [], f"{name}: ask PythonSource (provision/core/python_source.py)"
+        assert found == [], f"{name}: call PythonSource (provision/core/python_source.py) instead of comparing its name"
 
 
 @pytest.mark.parametrize(
@@ -214,31 +222,31 @@ def test_only_python_source_knows_conda_from_the_system(name: str, file: Path) -
         'x = record.sources("pip")',
     ],
 )
-def test_switch_on_a_tools_name_is_noticed(line: str) -> None:
+def test_comparison_with_a_tool_name_is_found(line: str) -> None:
     assert len(tool_switches(ast.parse(line))) == 1
 
 
 @pytest.mark.parametrize("line", ['owner.get("interpreter") == "conda"', 'wanted.interpreter not in {"auto", kind}'])
-def test_switch_on_the_interpreter_is_noticed(line: str) -> None:
+def test_comparison_with_an_interpreter_name_is_found(line: str) -> None:
     assert len(switches(ast.parse(line), "(interpreter|python_source)", {"auto", "conda", "system"})) == 1
 
 
 @pytest.mark.parametrize("line", ['each == "conda"', 'package_name(line) == "torch"', 'manager != "conda"'])
-def test_same_word_for_another_thing_is_no_switch(line: str) -> None:
+def test_comparison_of_another_variable_with_the_same_word_is_not_found(line: str) -> None:
     assert tool_switches(ast.parse(line)) == []
 
 
-def test_every_file_is_short() -> None:
+def test_no_python_file_has_more_than_400_lines() -> None:
     for file in CHECKOUT.glob("*/**/*.py"):
         if ".venv" not in file.parts and ".cache" not in file.parts:
             assert len(file.read_text(encoding="utf-8").splitlines()) <= 400, f"{file} has grown over 400 lines"
 
 
-def test_data_folders_hold_no_code() -> None:
+def test_envs_folder_holds_no_python_file() -> None:
     assert not list((CHECKOUT / "envs").rglob("*.py"))
 
 
-def test_what_is_installed_as_a_package_needs_what_the_toolbox_has() -> None:
+def test_pyproject_declares_the_dependencies_of_the_toolbox_and_pip() -> None:
     text = (CHECKOUT / "envs" / "toolbox" / "requirements.in").read_text(encoding="utf-8")
     toolbox = {re.split(r"[^\w.-]", line)[0] for line in text.splitlines() if line and not line.startswith("#")}
     project = (CHECKOUT / "pyproject.toml").read_text(encoding="utf-8")
@@ -248,7 +256,7 @@ def test_what_is_installed_as_a_package_needs_what_the_toolbox_has() -> None:
     assert names == toolbox | {"pip"}, "the toolbox is a venv, which has a pip of its own"
 
 
-# A wrong import of each kind, and the contract of pyproject.toml that refuses it.
+# {file: (a forbidden import to add to it, the start of the name of the contract in pyproject.toml that forbids it)}
 PLANTED = {
     "provision/core/errors.py": ("import provision.fs.tree", "provision: seven layers"),
     "provision/models/step.py": ("import provision.relocation.move", "provision: seven layers"),
@@ -275,13 +283,13 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([program, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_the_contract_is_kept(copy: Path) -> None:
+def test_import_linter_accepts_the_packages(copy: Path) -> None:
     done = lint(copy)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("place", list(PLANTED))
-def test_a_wrong_import_breaks_the_contract(copy: Path, place: str) -> None:
+def test_import_linter_names_the_contract_that_a_forbidden_import_breaks(copy: Path, place: str) -> None:
     line, contract = PLANTED[place]
     file = copy / place
     right = file.read_text(encoding="utf-8")

@@ -1,4 +1,7 @@
-"""No test may depend on how fast or busy the machine is: what reads a real clock, or waits for it, is named here."""
+"""No test may depend on how fast or busy the machine is.
+
+So no file of `tests` reads a real clock, sleeps, or sets a short timeout, except those that EXCEPTIONS lists.
+"""
 
 from __future__ import annotations
 
@@ -15,30 +18,30 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).resolve().parent
 READINGS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep"}
-# {file: why it reads a clock}
+# {file: why it reads a clock}. `asked_at` of a worker request is a time of the real clock.
 EXCEPTIONS = {
-    "clock.py": "puts the test's own clock in the place of the real one",
-    "bench/examine_devices.py": "its process counts processor time (tests.clock.Processor)",
-    "bench/measure_cases.py": "its process counts processor time (tests.clock.Processor)",
-    "bench/cli/test_interrupt.py": "ends a wait for a process that never comes",
-    "bench/worker/checks/test_interconnect.py": "asked_at of a request; ends nothing before twenty sums",
-    "bench/launch/test_standby.py": "asked_at of a request",
-    "bench/launch/test_worker_process.py": "asked_at of a request; ends a wait for a process that never ends",
-    "bench/run/test_suite_run.py": "asked_at of a request",
-    "provision/silent_server.py": "ends a read from a test server that stops sending",
-    "provision/models/test_pull_hostile.py": "a real clock to which the waits are added that the test skips",
+    "clock.py": "defines the clocks that replace the real one",
+    "bench/examine_devices.py": "replaces the clocks of its own process by CPU time (tests.clock.Processor)",
+    "bench/measure_cases.py": "replaces the clocks of its own process by CPU time (tests.clock.Processor)",
+    "bench/cli/test_interrupt.py": "ends the wait for a child process that fails to start",
+    "bench/worker/checks/test_interconnect.py": "sets the field asked_at; its limit ends no sum before the twentieth",
+    "bench/launch/test_standby.py": "sets the field asked_at",
+    "bench/launch/test_worker_process.py": "sets the field asked_at; ends the wait for a process that hangs",
+    "bench/run/test_suite_run.py": "sets the field asked_at",
+    "provision/silent_server.py": "ends a read from a test server that sends nothing",
+    "provision/models/test_pull_hostile.py": "its clock adds the skipped waits to the real time",
 }
 
 
 def files() -> list[Path]:
-    # tests/speed and tests/gpu measure; pytest collects the first only with --benchmark-only, and the second never.
+    # tests/speed and tests/gpu measure real time. `make test` runs neither.
     return [file for file in sorted(TESTS.rglob("*.py")) if not {"speed", "gpu"} & {*file.relative_to(TESTS).parts[:1]}]
 
 
 def clock_readings(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "time":
-            yield f"line {node.lineno}: from time import …; write time.…, so that this test sees it"
+            yield f"line {node.lineno}: from time import …; write time.NAME, which this test can find"
         is_of_time = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time"
         if is_of_time and isinstance(node, ast.Attribute) and node.attr in READINGS:
             yield f"line {node.lineno}: time.{node.attr}"
@@ -49,16 +52,16 @@ def short_limits(tree: ast.AST) -> Iterator[str]:
         for keyword in node.keywords if isinstance(node, ast.Call) else ():
             value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if keyword.arg == "timeout" and isinstance(value, int | float) and value < GUARD_SECONDS:
-                yield f"line {keyword.value.lineno}: timeout={value:g}, and a slow machine needs longer"
+                yield f"line {keyword.value.lineno}: timeout={value:g} is too short; use GUARD_SECONDS"
 
 
 @pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(TESTS)))
-def test_file_reads_no_clock_of_the_machine(file: Path) -> None:
+def test_file_reads_no_real_clock_and_sets_no_short_timeout(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     name = file.relative_to(TESTS).as_posix()
     readings = list(clock_readings(tree))
     assert readings == [] or name in EXCEPTIONS, f"{name}: {readings}. Use a clock of tests/clock.py"
-    assert name not in EXCEPTIONS or readings, f"{name} reads no clock any more: take it out of EXCEPTIONS"
+    assert name not in EXCEPTIONS or readings, f"{name} reads no clock any more: remove it from EXCEPTIONS"
     assert list(short_limits(tree)) == []
 
 
@@ -73,6 +76,6 @@ def test_file_reads_no_clock_of_the_machine(file: Path) -> None:
         ("clock.monotonic()", 0),
     ],
 )
-def test_guard_sees_sleep_clock_and_short_limit(text: str, count: int) -> None:
+def test_sleep_real_clock_and_short_timeout_are_found(text: str, count: int) -> None:
     tree = ast.parse(text)
     assert len([*clock_readings(tree), *short_limits(tree)]) == count

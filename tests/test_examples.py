@@ -1,4 +1,4 @@
-"""Tests the tutorial's programs offline: with pulled repositories, with a former id, and with stand-ins."""
+"""Tests the tutorial's code and the programs in `examples/` offline: with pulled models, a former id, and stand-ins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SD, FORMER_ID, CAT = (
     "runwayml/stable-diffusion-v1-5",
     "google/ddpm-cat-256",
 )
-# Other files of the repository of Stable Diffusion. They are in its listing, and the model must load without them.
+# Files that the real Stable Diffusion repository also has. The manifest leaves them out; the model loads without them.
 UNUSED_FILES = (
     "README.md",
     "v1-inference.yaml",
@@ -38,7 +38,7 @@ UNUSED_FILES = (
     "text_encoder/pytorch_model.bin",
     "safety_checker/pytorch_model.bin",
 )
-# The tutorial's code with "cpu" instead of "cuda"; the ids of the repositories are arguments.
+# The code of the Hugging Face diffusers tutorial, on "cpu" instead of "cuda". Arguments: two repository ids, a folder.
 TUTORIAL = """
 import os, sys
 import torch
@@ -70,7 +70,7 @@ print(pipeline)
 print(pipeline.scheduler)
 print(pipeline.scheduler.compatibles)
 """
-# Evaluates each printed line with torch and the names that diffusers exports.
+# Evaluates lines of Python (first argument, JSON) with names of diffusers (second), and prints the type of each value.
 EVALUATE_LINES = """
 import json, sys
 import diffusers, torch
@@ -78,7 +78,7 @@ names = {"torch": torch} | {name: getattr(diffusers, name) for name in json.load
 for line in json.loads(sys.argv[1]):
     print(type(eval(line, names)).__name__)
 """
-# Runs several programs in one interpreter, so that torch is imported once.
+# Runs several programs ([[file, argument, …], …] as JSON) in one interpreter, so that torch is imported once.
 RUN_PROGRAMS = """
 import json, runpy, sys
 for program, *argv in json.loads(sys.argv[1]):
@@ -89,7 +89,7 @@ for program, *argv in json.loads(sys.argv[1]):
 
 @pytest.fixture(scope="module")
 def volume(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
-    """Return a root with an environment, small pipelines pulled by the real ids, and two stand-ins."""
+    """Return a root with an environment, small pipelines pulled under the real repository ids, and two stand-ins."""
     base = tmp_path_factory.mktemp("tutorial")
     saved = tiny_pipelines.save(measured_python, base)
     root = Root(base / "volume")
@@ -121,7 +121,7 @@ def volume(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
 
 def environ(root: Root, **more: str) -> dict[str, str]:
-    """Return the variables of a home without a cache, and of a hub that does not answer."""
+    """Return the environment variables: a home without a model cache, and an address at which no hub listens."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG_"))}
     # One thread: on a busy host, the threads of a small model wait for each other longer than they compute.
     own = {"HOME": str(root.path.parent / "empty home"), "HF_ENDPOINT": NOWHERE, "OMP_NUM_THREADS": "1"}
@@ -129,9 +129,9 @@ def environ(root: Root, **more: str) -> dict[str, str]:
 
 
 def provision(root: Root, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `provision models` with this root."""
+    """Run `provision models` with the words of `argv` and with this root."""
     words = [sys.executable, "-m", "provision", "models", *argv, "--host", str(root.path.parent / "host.toml")]
-    # This home has no link to the hub of the volume, so the variable names the hub.
+    # This home has no link to the model cache on the volume, so HF_HUB_CACHE names that folder.
     variables = environ(root, PYTHONPATH=str(CHECKOUT), HF_HUB_CACHE=str(root.hub)) | more
     return subprocess.run(
         [*words, "--root", str(root.path)], capture_output=True, text=True, check=False, env=variables
@@ -139,13 +139,13 @@ def provision(root: Root, *argv: str, **more: str) -> subprocess.CompletedProces
 
 
 def run(root: Root, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run the interpreter of the root's environment."""
+    """Run the interpreter of the root's environment with the arguments `argv`."""
     words = [str(root.prefix("diffusers") / "bin/python"), *argv]
     return subprocess.run(words, capture_output=True, text=True, check=False, env=environ(root) | more)
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file has more than a few colours; an image that a safety checker blocks is black."""
+    """Return whether an image has more than 16 colours; one that a safety checker blocks is black."""
     from PIL import Image
 
     with Image.open(path) as image:
@@ -153,8 +153,8 @@ def is_image(path: Path) -> bool:
 
 
 @pytest.mark.worker
-def test_tutorial_runs_with_a_former_id_and_with_stand_ins(volume: Root, tmp_path: Path) -> None:
-    """Only the ids of the repositories differ."""
+def test_tutorial_code_makes_images_with_a_former_id_and_with_stand_ins(volume: Root, tmp_path: Path) -> None:
+    """Run the same code twice; only the repository ids differ."""
     program = tmp_path / "tutorial.py"
     program.write_text(TUTORIAL)
     folders = [tmp_path / "pulled", tmp_path / "stand-in"]
@@ -170,7 +170,7 @@ def test_tutorial_runs_with_a_former_id_and_with_stand_ins(volume: Root, tmp_pat
 
 
 @pytest.mark.worker
-def test_examples_run_with_pulled_models_and_announce_noise_of_stand_ins(volume: Root, tmp_path: Path) -> None:
+def test_examples_make_images_and_say_that_those_of_stand_ins_are_noise(volume: Root, tmp_path: Path) -> None:
     images = [tmp_path / name for name in ("squirrel.png", "cat.png", "noise.png", "noisy cat.png")]
     squirrel, cat, inspect_pipeline = (
         str(CHECKOUT / "examples" / f"{name}.py") for name in ("squirrel", "cat", "inspect_pipeline")
@@ -194,8 +194,8 @@ def test_examples_run_with_pulled_models_and_announce_noise_of_stand_ins(volume:
 
 
 @pytest.mark.worker
-def test_examples_load_fp16_files_or_a_stand_in_if_nothing_else_is_present(volume: Root, tmp_path: Path) -> None:
-    """Set PYTHONSAFEPATH, too, which removes the script's folder from the path."""
+def test_examples_load_fp16_files_or_a_stand_in_if_the_cache_has_nothing_else(volume: Root, tmp_path: Path) -> None:
+    """Set PYTHONSAFEPATH also, with which Python leaves the script's folder out of sys.path."""
     other_root = Root(tmp_path / "other")
     (other_root.hub / "models--owner--lean").mkdir(parents=True)
     snapshot = volume.hub / f"models--{SD.replace('/', '--')}" / "snapshots" / hub_server.REVISION
@@ -225,7 +225,7 @@ def test_examples_load_fp16_files_or_a_stand_in_if_nothing_else_is_present(volum
     assert snapshot.is_dir()
 
 
-def test_missing_model_ends_the_example_with_the_pull_command(volume: Root, tmp_path: Path) -> None:
+def test_example_without_its_model_prints_the_pull_command_and_exits_1(volume: Root, tmp_path: Path) -> None:
     for name in ("squirrel", "cat", "inspect_pipeline"):
         completed = run(
             volume, str(CHECKOUT / f"examples/{name}.py"), "--model", "owner/none", HF_HUB_CACHE=str(tmp_path)
@@ -244,7 +244,7 @@ def test_missing_model_ends_the_example_with_the_pull_command(volume: Root, tmp_
     assert completed.stderr.strip().endswith(f"models pull owner/none --root '{root_with_space}'"), "the path is quoted"
 
 
-def test_stand_in_of_the_fp16_variant_is_found(volume: Root, tmp_path: Path) -> None:
+def test_examples_find_a_stand_in_of_the_fp16_variant(volume: Root, tmp_path: Path) -> None:
     folder = tmp_path / "models--stand-in--ddpm-cat-256.fp16"
     snapshot = folder / "snapshots" / hub_server.REVISION
     snapshot.mkdir(parents=True)
@@ -257,8 +257,8 @@ def test_stand_in_of_the_fp16_variant_is_found(volume: Root, tmp_path: Path) -> 
 
 
 @pytest.mark.worker
-def test_load_line_creates_the_expected_pipeline_or_model(volume: Root) -> None:
-    """Load a pipeline, its variant, a UNet, a ControlNet, and stand-ins."""
+def test_load_line_of_models_show_loads_the_expected_class(volume: Root) -> None:
+    """Evaluate the lines of a pipeline, a UNet, their stand-ins, and stand-ins of a ControlNet and an fp16 variant."""
     lines, class_names = [], []
     for name in ("stable-diffusion-v1-5", "ddpm-cat-256"):
         line_of_model = json.loads(provision(volume, "show", name, "--json").stdout)["load"]

@@ -1,4 +1,4 @@
-"""The files for people who join: each command that they name exists, and each states what the program does."""
+"""Tests the files for contributors: the make targets, paths and sections that they name exist; licence and version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from provision.core.version import VERSION
 from tests.conftest import CHECKOUT
 
-# The text of https://www.apache.org/licenses/LICENSE-2.0.txt without its first, empty line.
+# The SHA-256 of https://www.apache.org/licenses/LICENSE-2.0.txt without its first, empty line.
 APACHE_2_0 = "c71d239df91726fc519c6eb72d318ec65820627232b2f796219e87dcf35d0ab4"
 GUIDES = ("CONTRIBUTING.md", ".github/PULL_REQUEST_TEMPLATE.md")
 
@@ -27,7 +27,7 @@ def test_licence_is_the_exact_text_of_apache_2_0() -> None:
     assert hashlib.sha256((CHECKOUT / "LICENSE").read_bytes()).hexdigest() == APACHE_2_0
 
 
-def test_pre_commit_runs_the_programs_of_make_check_and_fetches_nothing() -> None:
+def test_pre_commit_hooks_run_the_commands_of_make_check_and_download_nothing() -> None:
     repos = YAML(typ="safe", pure=True).load(text_of(".pre-commit-config.yaml"))["repos"]
     assert [repo["repo"] for repo in repos] == ["local"]
     hooks = repos[0]["hooks"]
@@ -48,11 +48,11 @@ def test_every_make_target_that_a_guide_names_exists(guide: str) -> None:
 def test_every_path_that_contributing_names_exists() -> None:
     paths = re.findall(r"`((?:provision|bench|envs|tests)/[a-z0-9_./-]+)`", text_of("CONTRIBUTING.md"))
     assert len(paths) > 30
-    # The wheel alone has its copy of envs/.
+    # Only a built wheel has provision/envs, a copy of envs/.
     assert [path for path in paths if not (CHECKOUT / path).exists() and path != "provision/envs"] == []
 
 
-def test_every_section_that_contributing_links_exists() -> None:
+def test_every_section_that_contributing_links_to_exists() -> None:
     text = text_of("CONTRIBUTING.md")
     titles = [title.lower().replace(" ", "-") for title in re.findall(r"^## (.+)$", text, re.MULTILINE)]
     links = re.findall(r"\]\(#([a-z-]+)\)", text)
@@ -67,7 +67,7 @@ def test_version_flag_prints_the_version(program: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{program} {VERSION}\n", "")
 
 
-def test_version_is_written_in_one_place() -> None:
+def test_version_is_written_only_in_version_py() -> None:
     project = text_of("pyproject.toml")
     assert 'dynamic = ["version"]' in project
     assert re.search(r"^version\s*=", project, re.MULTILINE) is None

@@ -1,4 +1,4 @@
-"""The source archive and the wheel: their content, and the commands of a wheel that pip, uv or pipx has installed."""
+"""Tests the source archive and the wheel: their files, and the commands after pip, uv or pipx installed the wheel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.conftest import CHECKOUT, MACHINE, TEST_ROOT
 if TYPE_CHECKING:
     from email.message import Message
 
-# What a checkout holds beside the files of the repository (.gitignore).
+# The names that .gitignore lists; they are in a checkout and not in the repository.
 IGNORED = (".git", ".venv", ".cache", ".*_cache", ".hypothesis", ".benchmarks", "__pycache__", "*.egg-info")
 IGNORED_AT_TOP = {"dist", "results", "host.toml"}
 INFO = f"firstlight-{VERSION}.dist-info"
@@ -36,7 +36,7 @@ COMMANDS = ("provision", "bench")
 
 @dataclass(frozen=True)
 class Built:
-    """The two files of a release, and the copy of the tree that they were built from."""
+    """Holds the source archive and the wheel of a release, and the copy of the checkout from which uv built them."""
 
     tree: Path
     sdist: Path
@@ -45,25 +45,25 @@ class Built:
 
 @dataclass(frozen=True)
 class Installed:
-    """An installed wheel: the folder with its commands, and its interpreter."""
+    """Describes an installed wheel: the folder with its commands, and the interpreter that imports it."""
 
     commands: Path
     python: Path
 
     def run(self, *words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """Run a command of the wheel in the current folder, with this test's home and no network."""
+        """Run a command of the wheel in the current folder, with this test's home, without a network; add `env`."""
         path = os.pathsep.join([str(self.commands), "/usr/bin", "/bin"])
         environment = dict(os.environ) | {"PATH": path} | (env or {})
         return subprocess.run([*map(str, words)], capture_output=True, text=True, env=environment, check=False)
 
     @property
     def envs(self) -> Path:
-        """The packaged `envs/` folder."""
+        """Return the folder `envs` inside the installed package."""
         return next((self.python.parent.parent / "lib").glob("python3*/site-packages/provision/envs"))
 
 
 def machine(folder: Path) -> dict[str, str]:
-    """Return the environment with which uv finds this machine's package index; its home is `folder`."""
+    """Return environment variables with which uv uses this machine's package index, and installs into `folder`."""
     cache = CHECKOUT / ".cache/uv"
     settings = MACHINE | {"UV_CACHE_DIR": str(cache), "HOME": str(folder)}
     found = uv_installer.for_uv(settings, cache, offline=False).environment
@@ -80,7 +80,7 @@ def run(argv: list[object], env: dict[str, str], where: Path) -> None:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Build the source archive from a copy of this tree, and the wheel from the source archive."""
+    """Build the source archive from a copy of the checkout, and the wheel from the source archive."""
     folder = tmp_path_factory.mktemp("release")
     tree, dist = folder / "tree", folder / "dist"
     shutil.copytree(CHECKOUT, tree, ignore=_ignored, symlinks=True)
@@ -107,7 +107,7 @@ def by_uv(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 @pytest.fixture(scope="session")
 def by_pip(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Install the wheel alone with pip; its dependencies are the toolbox's, which spares a minute of downloads."""
+    """Install only the wheel with pip, and import its dependencies from the toolbox: it saves a minute of downloads."""
     folder = tmp_path_factory.mktemp("pip")
     venv = folder / "venv"
     run([uv_installer.base_python(), "-m", "venv", "--without-pip", venv], dict(os.environ), folder)
@@ -125,22 +125,23 @@ def by_pip(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     ]
     run([*pip, built.wheel], dict(os.environ), folder)
     packages = next(venv.glob("lib/python3*/site-packages"))
-    # A line of a .pth file adds a folder, and does not read the .pth files in it: the checkout stays off the path.
+    # A folder that a .pth file names is added to sys.path, and the .pth files in that folder are ignored. So the
+    # toolbox's own .pth file does not add the checkout.
     (packages / "toolbox.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     return Installed(venv / "bin", python)
 
 
 @pytest.fixture(scope="session")
 def by_pipx(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Install the wheel and its dependencies with pipx, which uv fetches."""
+    """Install the wheel and its dependencies with pipx, which uv downloads; skip the test if uv cannot."""
     folder = tmp_path_factory.mktemp("pipx")
     env = machine(folder)
-    # pipx installs by uv where it can: pip would need a minute.
+    # With uv on PATH, pipx installs by uv; with pip it would need a minute.
     env |= {"PATH": os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]]), "PIPX_DEFAULT_BACKEND": "uv"}
     pipx: list[object] = [sys.executable, "-m", "uv", "tool", "run", "--quiet", "pipx"]
     start = subprocess.run([*map(str, pipx), "--version"], capture_output=True, text=True, env=env, check=False)
     if start.returncode != 0:
-        pytest.skip(f"pipx cannot be fetched: {start.stderr.strip()[-200:]}")
+        pytest.skip(f"uv cannot download pipx: {start.stderr.strip()[-200:]}")
     env["UV_CONSTRAINT"] = str(CHECKOUT / "envs/toolbox/requirements.lock")
     run([*pipx, "install", "--python", uv_installer.base_python(), built.wheel], env, folder)
     return Installed(folder / "pipx_bin_dir", folder / "pipx_home/venvs/firstlight/bin/python")
@@ -155,13 +156,13 @@ def metadata(built: Built) -> Message:
         return message_from_bytes(archive.read(f"{INFO}/METADATA"))
 
 
-def test_sdist_holds_every_file_of_the_repository(built: Built) -> None:
+def test_source_archive_holds_every_file_of_the_repository(built: Built) -> None:
     with tarfile.open(built.sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
     assert names == files_of(built.tree) | {"PKG-INFO"}
 
 
-def test_wheel_holds_both_packages_the_envs_and_the_licence(built: Built) -> None:
+def test_wheel_holds_both_packages_the_envs_folder_and_the_licence(built: Built) -> None:
     expected = {f"{package}/{file}" for package in COMMANDS for file in files_of(built.tree / package)}
     expected |= {f"provision/envs/{file}" for file in files_of(built.tree / "envs")}
     expected |= {f"{INFO}/{file}" for file in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
@@ -170,7 +171,7 @@ def test_wheel_holds_both_packages_the_envs_and_the_licence(built: Built) -> Non
         assert archive.read(f"{INFO}/licenses/LICENSE") == (CHECKOUT / "LICENSE").read_bytes()
 
 
-def test_wheel_metadata_has_version_licence_and_the_dependencies_of_the_toolbox(built: Built) -> None:
+def test_wheel_metadata_names_version_licence_and_the_dependencies_of_the_toolbox(built: Built) -> None:
     found = metadata(built)
     assert (found["Name"], found["Version"], found["License-Expression"]) == ("firstlight", VERSION, "Apache-2.0")
     lines = (CHECKOUT / "envs/toolbox/requirements.in").read_text(encoding="utf-8").splitlines()
@@ -180,7 +181,9 @@ def test_wheel_metadata_has_version_licence_and_the_dependencies_of_the_toolbox(
 
 
 @pytest.mark.parametrize("installer", ["by_uv", "by_pip", "by_pipx"])
-def test_commands_of_an_installed_wheel_find_their_data(installer: str, request: pytest.FixtureRequest) -> None:
+def test_commands_of_an_installed_wheel_read_the_packaged_envs_folder(
+    installer: str, request: pytest.FixtureRequest
+) -> None:
     wheel: Installed = request.getfixturevalue(installer)
     for command in COMMANDS:
         done = wheel.run(command, "--version")
@@ -197,7 +200,7 @@ def test_commands_of_an_installed_wheel_find_their_data(installer: str, request:
     assert str(CHECKOUT) not in where
 
 
-def test_no_message_of_an_installed_wheel_names_make(by_uv: Installed) -> None:
+def test_messages_of_an_installed_wheel_name_provision_commands_instead_of_make(by_uv: Installed) -> None:
     listed = by_uv.run("provision", "models", "list")
     assert (listed.returncode, "stable-diffusion-v1-5" in listed.stdout) == (0, True)
     told = {
@@ -216,7 +219,7 @@ def test_no_message_of_an_installed_wheel_names_make(by_uv: Installed) -> None:
 @pytest.mark.parametrize(
     "words", [("env", "lock", "diffusers"), ("models", "lock", "ddpm-cat-256")], ids=["env lock", "models lock"]
 )
-def test_lock_refuses_to_write_into_the_installed_package(by_uv: Installed, words: tuple[str, ...]) -> None:
+def test_lock_command_refuses_to_write_into_the_installed_package(by_uv: Installed, words: tuple[str, ...]) -> None:
     before = {file: (by_uv.envs / file).read_bytes() for file in files_of(by_uv.envs)}
     done = by_uv.run("provision", *words, "--json")
     error = json.loads(done.stdout)["error"]
@@ -225,25 +228,27 @@ def test_lock_refuses_to_write_into_the_installed_package(by_uv: Installed, word
     assert {file: (by_uv.envs / file).read_bytes() for file in files_of(by_uv.envs)} == before
 
 
-def test_copy_of_the_envs_in_the_current_folder_is_used(by_uv: Installed, tmp_path: Path) -> None:
+def test_envs_folder_in_the_current_folder_is_used_instead_of_the_packaged_one(
+    by_uv: Installed, tmp_path: Path
+) -> None:
     entry = (by_uv.envs / "models.toml").read_text(encoding="utf-8")
     shutil.copytree(by_uv.envs, "envs")
     Path("envs/models.toml").write_text(entry.replace("[ddpm-cat-256]", "[my-cat]"), encoding="utf-8")
     assert "my-cat" in by_uv.run("provision", "models", "list").stdout
     named = by_uv.run("provision", "models", "list", "--envs", by_uv.envs).stdout
     assert ("my-cat" in named, "ddpm-cat-256" in named) == (False, True)
-    # A lock is allowed there: it goes on to the index, which these tests do not reach.
+    # `env lock` accepts this copy: it fails only because the environment is absent.
     lock = by_uv.run("provision", "env", "lock", "absent")
     assert (lock.returncode, "environment" in lock.stderr) == (2, True)
 
 
-def test_folder_named_envs_without_a_torch_toml_is_no_copy_of_ours(by_uv: Installed) -> None:
+def test_folder_named_envs_without_torch_toml_is_ignored(by_uv: Installed) -> None:
     Path("envs/diffusers").mkdir(parents=True)
     assert "ddpm-cat-256" in by_uv.run("provision", "models", "list").stdout
 
 
 @pytest.mark.worker
-def test_setup_of_an_installed_wheel_builds_the_real_environment(
+def test_setup_by_an_installed_wheel_builds_an_environment_that_passes_the_smoke_test(
     by_uv: Installed, tmp_path: Path, measured_python: Path
 ) -> None:
     settings = pip_settings.pip_settings(MACHINE)

@@ -1,4 +1,4 @@
-"""Read the Markdown documents: headings, fenced blocks, code spans and the lines of shell blocks."""
+"""Reads the Markdown documents: headings, fenced blocks, code spans and the lines of shell blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DOCS = CHECKOUT / "docs"
 READMES = (CHECKOUT / "README.md", CHECKOUT / "README.zh-CN.md")
 ENGLISH = (READMES[0], *sorted(DOCS.glob("*.md")))
 CHINESE = (READMES[1], *sorted((DOCS / "zh").glob("*.md")))
-# Every Markdown file of the repository but the changelog, which names the commands of its time.
+# All Markdown documents except the changelog, whose old entries name commands that no longer exist.
 DOCUMENTS = (*ENGLISH, *CHINESE, CHECKOUT / "CONTRIBUTING.md", *sorted((CHECKOUT / "tests/data").rglob("*.md")))
 
 _FENCE = re.compile(
@@ -26,7 +26,7 @@ _COMMENT = re.compile(r"\s+#\s.*$")
 
 @dataclass(frozen=True)
 class Fence:
-    """A fenced block: its language, its title (empty where it has none) and its lines."""
+    """Holds a fenced block: its language, its title ("" if it has none) and its lines."""
 
     language: str
     title: str
@@ -35,7 +35,7 @@ class Fence:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with its level, and the text up to the next heading."""
+    """Holds a heading, its level (1 for #), and the text up to the next heading of any level."""
 
     level: int
     title: str
@@ -43,22 +43,22 @@ class Section:
 
 
 def name_of(document: Path) -> str:
-    """Return a document's path below the checkout."""
+    """Return a document's path relative to the checkout, such as docs/models.md."""
     return document.relative_to(CHECKOUT).as_posix()
 
 
 def counterpart(document: Path) -> Path:
-    """Return the Chinese document that an English one has."""
+    """Return the path of the Chinese translation of an English document."""
     return READMES[1] if document == READMES[0] else DOCS / "zh" / document.name
 
 
 def fences(document: Path) -> list[Fence]:
-    """Return the fenced blocks of a document in their order."""
+    """Return the fenced blocks of a document, from top to bottom."""
     return fences_of(document.read_text(encoding="utf-8"))
 
 
 def fences_of(text: str) -> list[Fence]:
-    """Return the fenced blocks of a text in their order."""
+    """Return the fenced blocks of a Markdown text, from top to bottom."""
     return [Fence(match["language"], match["title"] or "", match["text"]) for match in _FENCE.finditer(text)]
 
 
@@ -73,7 +73,7 @@ def without_fences(text: str) -> str:
 
 
 def sections(document: Path) -> list[Section]:
-    """Return the headings, each with the text up to the next one."""
+    """Return the sections of a document, from top to bottom; a # line inside a fenced block is no heading."""
     text = document.read_text(encoding="utf-8")
     fenced = [match.span() for match in _FENCE.finditer(text)]
     starts = [
@@ -86,13 +86,17 @@ def sections(document: Path) -> list[Section]:
 
 
 def spans(document: Path) -> list[str]:
-    """Return the code spans outside of fenced and indented blocks."""
+    """Return the texts between single backticks, outside of fenced and indented blocks."""
     text = re.sub(r"^ {4}.*$", "", prose(document), flags=re.MULTILINE)
     return re.findall(r"`([^`\n]+)`", text)
 
 
 def command_lines(document: Path) -> list[str]:
-    """Return the lines of shell blocks, fenced or indented, without their comments."""
+    """Return the command lines of a document, without comments and empty lines.
+
+    These are the lines of the fenced blocks in `sh`, then the indented lines that start with make, provision, bench or
+    .venv/.
+    """
     lines = [line for fence in fences(document) if fence.language == "sh" for line in fence.text.splitlines()]
     lines += [
         line.strip()

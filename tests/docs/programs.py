@@ -1,4 +1,4 @@
-"""Look commands, flags, make targets and make variables up in the programs themselves."""
+"""Checks names in a document: does the program have the command or flag, and the Makefile the target or variable?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS = {name for name, command in APPS["provision"].commands.items() if hasatt
 MAKEFILE = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
 TARGETS = {"help", *re.findall(r"^([a-z_]+):", MAKEFILE, re.MULTILINE)}
 VARIABLES = set(re.findall(r"^([A-Z]+) +\?=", MAKEFILE, re.MULTILINE)) | set(re.findall(r"\$\(([A-Z]+)\)", MAKEFILE))
-# Flags of programs that are not ours: pip's and uv's are not named, pytest's plugin and the examples define these.
+# The flags that bench's pytest plugin and the examples define. The documents name no flag of pip or uv.
 OTHER_FLAGS = set(
     re.findall(
         r"\"(--[a-z-]+)\"",
@@ -33,7 +33,10 @@ OTHER_FLAGS = set(
 
 
 def faults(line: str) -> list[str]:
-    """Return what a line of shell names that does not exist; a line of other programs has no faults."""
+    """Return a text for each command, flag, make target or make variable in a line of shell that does not exist.
+
+    Words of programs other than make, provision and bench are not checked.
+    """
     found = []
     for part in re.split(r"&&|\|\||;|\$\(|\)", line):
         words = shlex.split(part.replace('"', " "), comments=True)
@@ -50,7 +53,7 @@ def faults(line: str) -> list[str]:
 
 
 def span_faults(span: str) -> list[str]:
-    """Return what a code span names that does not exist."""
+    """Return a text for each command, flag, make target or make variable in a code span that does not exist."""
     words = span.split()
     if words[0].removeprefix(".venv/bin/") in {"make", *APPS}:
         return faults(span)
@@ -65,7 +68,7 @@ def span_faults(span: str) -> list[str]:
 
 
 def every_flag() -> set[str]:
-    """Return the flags of all commands."""
+    """Return the flags of all commands of provision and bench, of the pytest plugin and of the examples."""
     flags = {"--help", *OTHER_FLAGS}
     pending = list(APPS.values())
     while pending:

@@ -1,4 +1,4 @@
-"""A checkout in which the documents' commands run: our code, a small environment, a hub with small models."""
+"""Builds a checkout in which the documents' commands run quickly: small packages, and a hub with small models."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ torch = "9.9+tiny"
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A checkout whose `.venv` runs its own code; its home and its volume are temporary."""
+    """Holds a copy of the checkout whose `.venv` runs the copied code, and its temporary home and volume."""
 
     checkout: Path
     home: Path
@@ -44,7 +44,7 @@ class Sandbox:
     environment: dict[str, str]
 
     def run(self, line: str) -> subprocess.CompletedProcess[str]:
-        """Run a line of shell in the checkout."""
+        """Run a line of shell in the copied checkout; stdin is /dev/null."""
         return subprocess.run(
             ["sh", "-c", line],
             cwd=self.checkout,
@@ -58,13 +58,13 @@ class Sandbox:
 
 
 def build(folder: Path, home: Path, hub: Server, pipelines: dict[str, Path]) -> Sandbox:
-    """Make the checkout, its toolbox, a kept run, a kept validation and a folder of the user's.
+    """Build the copied checkout, its toolbox, a stored run, a stored validation, and a folder of the user in the home.
 
     Args:
         folder: an empty folder.
         home: the temporary home.
-        hub: the server that stands for the model hub; the models are added to it.
-        pipelines: {"sd", "ddpm": the folder of a saved pipeline}.
+        hub: a server on loopback in place of the model hub; this function adds the models to it.
+        pipelines: {"sd": folder of a saved pipeline, "ddpm": folder of another one}.
     """
     checkout, volume = folder / "checkout", folder / "data"
     checkout.mkdir(parents=True)
@@ -85,7 +85,7 @@ def build(folder: Path, home: Path, hub: Server, pipelines: dict[str, Path]) -> 
         checkout,
         home,
         volume,
-        # make calls `true` in place of the bootstrap, which tests/provision/test_bootstrap.py runs.
+        # With PYTHON=true, make skips the bootstrap, which tests/provision/test_bootstrap.py runs.
         dict(os.environ)
         | {"HOME": str(home), "PATH": path, "PYTHON": "true", "SHELL": "/bin/bash", "HF_ENDPOINT": hub.url}
         | {"PIP_FIND_LINKS": str(folder / "wheels"), "PIP_NO_INDEX": "1"},
@@ -105,7 +105,7 @@ def _toolbox(checkout: Path) -> None:
 
 
 def _environment(envs: Path, wheels: Path) -> None:
-    """Replace the environment by one of two small packages that its two builds of torch share."""
+    """Replace the environment definition by one with two small packages, for the variants cpu and cu128."""
     wheels.mkdir()
     write_wheel(wheels, "torch", "9.9+tiny", {"torch/__init__.py": TORCH})
     write_wheel(wheels, "diffusers", "8.8", {"diffusers/__init__.py": DIFFUSERS})
@@ -117,7 +117,7 @@ def _environment(envs: Path, wheels: Path) -> None:
 
 
 def _models(manifest: Path, hub: Server, pipelines: dict[str, Path]) -> None:
-    """Write a manifest of small models under the names of the shipped ones, and serve their files."""
+    """Write a manifest of small models under the names of the shipped models, and add their files to the hub."""
     every = hub_server.files_of(pipelines["sd"])
     default = {path: content for path, content in every.items() if ".fp16." not in path}
     lean = {path: content for path, content in every.items() if ".fp16." in path or ".safetensors" not in path}

@@ -1,6 +1,6 @@
-"""The documents' snippets run: shell lines in a sandbox, Python under its interpreter, TOML and JSON by their readers.
+"""Runs the snippets of the documents: shell lines in a sandbox, Python by an interpreter; reads the TOML and JSON.
 
-The Chinese documents have the same snippets (test_structure.py), so those of the English ones are run.
+The Chinese documents have the same snippets (test_structure.py tests that), so only the English ones run.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tests.docs.markdown import Fence
     from tests.docs.sandbox import Sandbox
 
-# Lines that no test of this file runs, each with its reason. test_names.py checks their commands and flags.
-MINUTES = "it measures for minutes; the tests of bench/cli run it with small models"
+# {command line that no test of this file runs: the reason}. test_names.py checks its commands and flags.
+MINUTES = "it measures for minutes; tests/bench/cli runs this command with small models"
 NOT_RUN = {
     "make bench": MINUTES,
     "make bench SUITE=precision DEVICE=cpu": MINUTES,
@@ -47,30 +47,31 @@ NOT_RUN = {
     ".venv/bin/provision models seed --bind 0.0.0.0": "it serves without an end; models/test_seed_server.py runs it",
     ".venv/bin/provision env lock NAME": "it solves against a whole package index; cli/test_env.py runs it",
 }
-# Lines that run in another form.
+# {command line: the line that runs instead}
 INSTEAD = {
     "git clone REPOSITORY firstlight && cd firstlight": f"git clone -q '{CHECKOUT}' firstlight && cd firstlight",
-    # These ask on a terminal, and there is none.
+    # These two prompt on a terminal, which the sandbox does not have.
     ".venv/bin/provision models remove stable-diffusion-v1-5": (
         ".venv/bin/provision models remove stable-diffusion-v1-5 --yes"
     ),
     ".venv/bin/provision env remove NAME": ".venv/bin/provision env remove diffusers --yes",
-    # The cases need minutes; pytest collects them.
+    # The cases need minutes, so pytest only collects them.
     "pytest -p bench.pytest_plugin --pyargs bench.suites --diffusion-suite precision": (
         "pytest -p bench.pytest_plugin --pyargs bench.suites --diffusion-suite precision --collect-only -q"
     ),
 }
-# A plan of something to do ends with 3, and make with 2. OLDNAME stands for a host that the sandbox does not have.
+# {command line: its exit code, where it is not 0}. A plan with changes exits with 3, and make turns that into 2.
+# OLDNAME is the host name of no run in the sandbox.
 EXPECTED_EXIT = {
     "make plan": 2,
     ".venv/bin/provision models pull stable-diffusion-v1-5@fp16 --dry-run": 3,
     ".venv/bin/provision relocate ~/work --dry-run": 3,
     ".venv/bin/provision repair --root /data --adopt OLDNAME": 2,
 }
-# The sandbox's environment has no real torch, which the examples need.
+# A command in the sandbox's environment. That environment has no real torch, so the examples run by another one.
 IN_ENVIRONMENT = ".venv/bin/provision env run -- python"
 PAGES = [page for page in markdown.ENGLISH if any(fence.language == "sh" for fence in markdown.fences(page))]
-# The page whose own first lines set the host up.
+# The pages whose own first lines run `make setup`.
 BEGINNINGS = {"docs/new-host.md"}
 TOML: dict[str, Callable[[Path], object]] = {
     "host.toml": load_host,
@@ -81,7 +82,8 @@ TOML: dict[str, Callable[[Path], object]] = {
 SNIPPETS = [(document, fence) for document in markdown.ENGLISH for fence in markdown.fences(document)]
 
 
-def of(language: str) -> pytest.MarkDecorator:
+def each_snippet(language: str) -> pytest.MarkDecorator:
+    """Parametrize a test by the fenced blocks of the English documents in a language, as `fence`."""
     chosen = [(document, fence) for document, fence in SNIPPETS if fence.language == language]
     names = [f"{markdown.name_of(document)} {fence.title}" for document, fence in chosen]
     return pytest.mark.parametrize("fence", [fence for _, fence in chosen], ids=names)
@@ -95,14 +97,17 @@ def pipelines(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def box(tmp_path: Path, home: Path, pipelines: dict[str, Path]) -> Iterator[Sandbox]:
-    """A sandbox, and a hub that answers while it is used."""
+    """Return a sandbox whose hub on loopback runs until the test ends."""
     hub = Server({})
     yield sandbox.build(tmp_path / "box", home, hub, pipelines)
     hub.close()
 
 
-def form(line: str, box: Sandbox, measured_python: Path) -> str:
-    """Return the line as the sandbox runs it: with its volume, and with real torch for the examples."""
+def sandbox_line(line: str, box: Sandbox, measured_python: Path) -> str:
+    """Return the command line that the sandbox runs for a line of a document.
+
+    /data becomes the sandbox's volume. An example runs by the interpreter with real torch, with two steps.
+    """
     line = INSTEAD.get(line, line).replace(f"{IN_ENVIRONMENT} examples/", f"{measured_python} examples/")
     line = line.replace("/data", str(box.volume))
     return f"{line} --steps 2" if "examples/squirrel.py" in line or "examples/cat.py" in line else line
@@ -110,7 +115,9 @@ def form(line: str, box: Sandbox, measured_python: Path) -> str:
 
 @pytest.mark.worker
 @pytest.mark.parametrize("document", PAGES, ids=map(markdown.name_of, PAGES))
-def test_shell_lines_of_a_page_run_in_their_order(document: Path, box: Sandbox, measured_python: Path) -> None:
+def test_command_lines_of_a_page_succeed_from_top_to_bottom(
+    document: Path, box: Sandbox, measured_python: Path
+) -> None:
     if markdown.name_of(document) not in BEGINNINGS:
         done = box.run(f"make setup ROOT={box.volume}")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -119,33 +126,39 @@ def test_shell_lines_of_a_page_run_in_their_order(document: Path, box: Sandbox, 
     for line in markdown.command_lines(document):
         if line in NOT_RUN:
             continue
-        done = box.run(form(line, box, measured_python))
+        done = box.run(sandbox_line(line, box, measured_python))
         assert done.returncode == EXPECTED_EXIT.get(line, 0), f"$ {line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
 @pytest.mark.parametrize("line", [*NOT_RUN, *INSTEAD, *EXPECTED_EXIT])
-def test_line_with_an_exception_is_in_a_document(line: str) -> None:
+def test_command_line_with_an_exception_still_stands_in_a_document(line: str) -> None:
     assert line in {each for document in PAGES for each in markdown.command_lines(document)}
 
 
 @pytest.mark.parametrize("document", markdown.DOCUMENTS, ids=map(markdown.name_of, markdown.DOCUMENTS))
-def test_every_snippet_has_a_language_that_is_tested(document: Path) -> None:
-    tested = {"sh", "python", "toml", "json", "text"}  # text is output, or a drawing
+def test_every_fenced_block_is_in_a_language_that_these_tests_check(document: Path) -> None:
+    tested = {
+        "sh",
+        "python",
+        "toml",
+        "json",
+        "text",
+    }  # "text" is the output of a command, or a drawing; no test checks it
     languages = [fence.language for fence in markdown.fences(document)]
     if document.parent != CHECKOUT or document in markdown.READMES:
         assert set(languages) <= tested
         assert markdown.prose(document).count("```") == 0
 
 
-@of("toml")
-def test_toml_snippet_is_read_by_its_program(fence: Fence, tmp_path: Path) -> None:
+@each_snippet("toml")
+def test_toml_snippet_is_accepted_by_the_loader_of_its_file(fence: Fence, tmp_path: Path) -> None:
     file = tmp_path / fence.title
     file.write_text(fence.text, encoding="utf-8")
     assert TOML[fence.title](file)
 
 
-@of("json")
-def test_json_snippet_has_the_form_that_its_command_prints(fence: Fence) -> None:
+@each_snippet("json")
+def test_json_snippet_has_the_keys_and_values_that_its_command_prints(fence: Fence) -> None:
     done = subprocess.run(
         [sys.executable, "-m", *fence.title.split()], capture_output=True, text=True, check=False, env=environment()
     )
@@ -157,9 +170,11 @@ def test_json_snippet_has_the_form_that_its_command_prints(fence: Fence) -> None
 
 
 @pytest.mark.worker
-@of("python")
-def test_python_snippet_runs(fence: Fence, box: Sandbox, measured_python: Path, tmp_path: Path) -> None:
-    """A test file runs with our plugin; any other snippet runs under the environment's interpreter, without a hub."""
+@each_snippet("python")
+def test_python_snippet_runs_without_an_error(
+    fence: Fence, box: Sandbox, measured_python: Path, tmp_path: Path
+) -> None:
+    """Run a test file by pytest with bench's plugin, and any other snippet by the interpreter with torch, offline."""
     if fence.title.startswith("test_"):
         (tmp_path / "pytest.ini").write_text("[pytest]\n")
         (tmp_path / fence.title).write_text(fence.text, encoding="utf-8")

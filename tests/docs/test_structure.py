@@ -1,4 +1,4 @@
-"""Both languages have the same pages, sections and snippets, and a README is short and has no dead link."""
+"""Tests that both languages have the same pages, sections and snippets, and that a README has no dead link."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_both_languages_have_the_same_snippets(english: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(1, len(markdown.sections(markdown.DOCS / "models.md"))))
-def test_missing_section_is_named(number: int) -> None:
+def test_section_that_one_language_lacks_is_reported_by_its_title(number: int) -> None:
     sections = markdown.sections(markdown.DOCS / "models.md")
     fewer = sections[:number] + sections[number + 1 :]
     assert differences(sections, fewer) == {"in English alone": [sections[number].title]}
@@ -53,12 +53,12 @@ def test_missing_section_is_named(number: int) -> None:
 
 
 @READMES
-def test_readme_is_short(readme: Path) -> None:
+def test_readme_has_at_most_150_lines(readme: Path) -> None:
     assert len(readme.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @READMES
-def test_links_of_a_readme_lead_to_files_and_sections(readme: Path) -> None:
+def test_links_of_a_readme_lead_to_existing_files_and_sections(readme: Path) -> None:
     slug = slugs.slugify(case="lower")
     for target in re.findall(r"\]\(([^)]+)\)", markdown.prose(readme)):
         place, _, anchor = target.partition("#")
@@ -67,7 +67,7 @@ def test_links_of_a_readme_lead_to_files_and_sections(readme: Path) -> None:
         assert not anchor or anchor in {slug(section.title, "-") for section in markdown.sections(file)}, target
 
 
-def test_picture_is_of_a_run_and_shows_nothing_of_its_machine_but_the_hardware() -> None:
+def test_picture_of_a_run_shows_no_path_and_no_address_of_the_machine() -> None:
     text = "".join(ET.parse(PICTURE).getroot().itertext())  # noqa: S314 (a file of this repository)
     for word in ("make bench", "s/step", "verdict:", "whole run:"):
         assert word in text.replace("\N{NO-BREAK SPACE}", " ")
@@ -79,7 +79,10 @@ def test_picture_is_of_a_run_and_shows_nothing_of_its_machine_but_the_hardware()
 
 
 def differences(english: list[Section], chinese: list[Section]) -> dict[str, list[str]]:
-    """Return the titles of the sections that one language lacks; those with other content are in both lists."""
+    """Return {"in English alone" or "in Chinese alone": titles of the sections without a counterpart}.
+
+    A section whose counterpart has another shape (`shape_of`) is in both lists. {} if the languages agree.
+    """
     shapes = [[shape_of(section) for section in sections] for sections in (english, chinese)]
     matcher = difflib.SequenceMatcher(None, shapes[0], shapes[1], autojunk=False)
     found: dict[str, list[str]] = {}
@@ -92,7 +95,10 @@ def differences(english: list[Section], chinese: list[Section]) -> dict[str, lis
 
 
 def shape_of(section: Section) -> str:
-    """Return what is the same in every language: level, code, code spans, and the numbers of rows, items and links."""
+    """Return the parts of a section that a translation keeps, as text.
+
+    These are the level, the code, the code spans, and the numbers of table rows, list items and links.
+    """
     code = [line for fence in markdown.fences_of(section.text) for line in code_of(fence)]
     prose = markdown.without_fences(section.text)
     spans = sorted(set(re.findall(r"`([^`\n]+)`", prose)))
@@ -101,7 +107,7 @@ def shape_of(section: Section) -> str:
 
 
 def code_of(fence: markdown.Fence) -> list[str]:
-    """Return the lines of a snippet without what a language may say differently: comments and descriptions."""
+    """Return the lines of a snippet without the parts that a translation changes: comments and descriptions."""
     if fence.language == "sh":
         return [markdown.without_comment(line) for line in fence.text.splitlines()]
     lines = [re.sub(r"\s+#\s.*$", "", line).rstrip() for line in fence.text.splitlines()]

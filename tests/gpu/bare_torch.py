@@ -1,6 +1,6 @@
-"""Measures a device with torch and diffusers alone, without a line of firstlight; runs under the measured interpreter.
+"""Measures a device with torch and diffusers only, without firstlight's code; runs under the measured interpreter.
 
-Usage: bare_torch.py DEVICE UNET.json      prints one JSON object with the rates and the seconds of a step
+Usage: bare_torch.py DEVICE UNET.json      prints one JSON object: products {dtype: FLOP/s}, step_seconds, torch
        bare_torch.py DEVICE load           computes until stdin is closed
 """
 
@@ -30,7 +30,10 @@ def synchronize(device: str) -> None:
 
 
 def mark(device: str) -> Any:
-    """Return the time now: an event on the stream of a card, which waits for nothing, else the host's clock."""
+    """Return a point in time for `between`: on a GPU an event that is queued on its stream, else the host's clock.
+
+    Queuing an event does not wait for the GPU.
+    """
     if not device.startswith("cuda"):
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -39,15 +42,15 @@ def mark(device: str) -> Any:
 
 
 def between(first: Any, last: Any) -> float:
-    """Return the seconds between two marks; the device has to be idle."""
+    """Return the seconds between two values of `mark`; the caller has synchronized the device after the second."""
     return float(last - first if isinstance(first, float) else first.elapsed_time(last) / 1000.0)
 
 
 def product_rates(device: str) -> dict[str, float]:
-    """Return {dtype: the best FLOPs a second of square matrix products} over two sizes."""
+    """Return {dtype: the highest FLOP/s of square matrix products over two sizes}."""
     is_card = device.startswith("cuda")
     dtypes = {"fp32": torch.float32}
-    if is_card:  # many CPUs emulate the others
+    if is_card:  # many CPUs compute bf16 and fp16 only by emulation
         dtypes |= {"bf16": torch.bfloat16, "fp16": torch.float16}
     if is_card and torch.cuda.get_device_capability() >= (8, 0):
         dtypes["tf32"] = torch.float32
@@ -71,7 +74,7 @@ def product_rates(device: str) -> dict[str, float]:
 
 
 def step_seconds(device: str, architecture: dict[str, Any]) -> float:
-    """Return the median seconds of a denoising step with guidance: the UNet, and the scheduler of diffusers."""
+    """Return the median seconds of a denoising step with guidance: the UNet and the DDIM scheduler of diffusers."""
     config = architecture["unet"]
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
@@ -96,13 +99,13 @@ def step_seconds(device: str, architecture: dict[str, Any]) -> float:
                 latents = scheduler.step(guided, step, latents).prev_sample
                 marks.append(mark(device))
             synchronize(device)
-            if image:  # the first image selects the kernels
+            if image:  # the first image is not counted: in it, libraries choose their kernels
                 seconds += [between(first, last) for first, last in itertools.pairwise(marks)]
     return statistics.median(seconds)
 
 
 def compute_until_closed(device: str) -> None:
-    """Multiply matrices until stdin is closed, as another tenant's process would."""
+    """Multiply matrices until stdin is closed, as another process on the device; print "computing" first."""
     is_closed = threading.Event()
 
     def wait() -> None:
@@ -120,10 +123,10 @@ def compute_until_closed(device: str) -> None:
 
 
 def main() -> None:
-    """Measure, or compute, as the arguments say."""
+    """Measure the device and print the result; with the argument `load`, compute until stdin is closed."""
     device, what = sys.argv[1:]
     if not device.startswith("cuda"):
-        torch.set_num_threads(1)  # beside other work, several threads spend their time on waiting for each other
+        torch.set_num_threads(1)  # with other programs on the host, several threads mostly wait for each other
     if what == "load":
         compute_until_closed(device)
         return

@@ -1,7 +1,8 @@
-"""Checks firstlight on the card of this machine, in the order of value, within a time limit; needs no network.
+"""Checks firstlight on the card of this machine, the most valuable checks first, in limited time, offline.
 
-Each check compares what `bench` measured with a figure of its own kind: a bare torch loop, a rule, or a limit of the
-project. The results are one JSON file and one page of Markdown. A check without time is listed as not run.
+Each check compares a measurement by `bench` with an expected figure: that of a torch loop without firstlight
+(bare_torch.py), or a limit of the project. The results are results.json and results.md. A check for which no time is
+left is listed as "not run".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).resolve().parent
 CHECKOUT = FOLDER.parent.parent
 _ENVS = CHECKOUT / "envs" / "architectures"
-# The wheels that the measured interpreter needs beside the machine's own torch; all others are for `bench` itself.
+# The wheels for the measured interpreter, which takes torch from the machine; all other wheels are for `bench` itself.
 _MEASURED = ("diffusers", "transformers", "accelerate", "safetensors", "importlib_metadata", "zipp")
 _TOOLBOX = CHECKOUT / ".venv" / "bin" / "python"  # `make` installs it
 _PASS, _FAIL, _LATE = "pass", "FAIL", "not run"
@@ -29,7 +30,7 @@ _PASS, _FAIL, _LATE = "pass", "FAIL", "not run"
 
 @dataclass
 class Checked:
-    """Hold the outcome of one check, for people."""
+    """Hold the outcome of one check as texts of the report; `state` is pass, FAIL or not run."""
 
     name: str
     state: str
@@ -39,7 +40,19 @@ class Checked:
 
 @dataclass
 class Checks:
-    """Run commands and collect outcomes."""
+    """Run `bench` and collect the outcomes of the checks.
+
+    Attributes:
+        device: the device, such as cuda or cpu.
+        own: the interpreter that runs `bench`.
+        measured: the interpreter that has torch, which `bench` measures.
+        out: the folder for the results.
+        ends: the time of `time.monotonic` at which the checks must end.
+        checked: the outcomes so far.
+        runs: {name of a `bench` command: the content of its run.json}.
+        seconds: {name of a command: its wall time}.
+        bare: the output of bare_torch.py; {} until it has run.
+    """
 
     device: str
     own: Path
@@ -53,16 +66,19 @@ class Checks:
 
     @property
     def is_card(self) -> bool:
-        """Return whether the device is a GPU; a CPU is for a trial of this script."""
+        """Return whether the device is a GPU; on a CPU, this script can only be tried out."""
         return self.device.startswith("cuda")
 
     def note(self, name: str, measured: str, expected: str, *, holds: bool) -> None:
-        """Add an outcome, and print it."""
+        """Add an outcome, and print it; `holds` says whether the measured text meets the expected one."""
         self.checked.append(Checked(name, _PASS if holds else _FAIL, measured, expected))
         print(f"{self.checked[-1].state:7} {name}: {measured} (expected: {expected})", flush=True)
 
     def bench(self, name: str, *words: str, timeout: float = 300.0) -> int:
-        """Run `bench`, keep its output and its run file under `name`, and return its exit code."""
+        """Run `bench` with the arguments `words`, and return its exit code; 124 after a timeout.
+
+        The output goes to NAME.txt, and the content of run.json into `runs[name]`.
+        """
         began = time.monotonic()
         place = self.out / name
         timeout = max(10.0, min(timeout, self.ends - began))
@@ -80,13 +96,13 @@ class Checks:
         return code
 
     def readings(self, name: str, probe: str) -> dict[str, float]:
-        """Return {reading: value} of one phase of a validation."""
+        """Return {name of a reading: its value} for one probe, such as "product", of the validation `name`."""
         validation = (self.runs.get(name) or {}).get("validation") or {"readings": []}
         return {row["name"]: row["value"] for row in validation["readings"] if row["probe"] == probe and row["value"]}
 
 
 def check_bare(checks: Checks) -> None:
-    """Measure products and a denoising step by torch alone."""
+    """Measure matrix products and a denoising step with torch only (bare_torch.py)."""
     began = time.monotonic()
     unet = _ENVS / ("stable-diffusion-v1-5.json" if checks.is_card else "tiny-sd.json")
     command = [str(checks.measured), "-I", str(FOLDER / "bare_torch.py"), checks.device, str(unet)]
@@ -100,7 +116,7 @@ def check_bare(checks: Checks) -> None:
 
 
 def check_validate(checks: Checks) -> None:
-    """Validate the card, and compare its products with the bare loop."""
+    """Validate the card, and compare its rates of matrix products with those of bare_torch.py."""
     code = checks.bench("validate", "validate", timeout=150)
     seconds = checks.seconds["validate"]
     checks.note("validate", f"exit {code}, {seconds:.0f} s", "exit 0 within 60 s", holds=code == 0 and seconds <= 60)
@@ -111,7 +127,7 @@ def check_validate(checks: Checks) -> None:
 
 
 def check_quick(checks: Checks) -> None:
-    """Run the quick suite: every case has a figure, and both models come first in the lower precision."""
+    """Run the quick suite: every case has a result, and the first two cases are both models in fp16."""
     words = ("run", "quick") if checks.is_card else ("run", "tiny")
     code = checks.bench("quick", *words, timeout=200)
     results = (checks.runs.get("quick") or {"results": []})["results"]
@@ -136,7 +152,7 @@ def check_quick(checks: Checks) -> None:
 
 
 def check_cases(checks: Checks) -> None:
-    """Measure the cases of card.toml: a step against the bare loop, attention kernels, SDXL."""
+    """Measure the cases of card.toml: a step in comparison with bare_torch.py, attention kernels, SDXL."""
     code = checks.bench("cases", "run", str(FOLDER / "card.toml"), "--budget", "110", timeout=160)
     results = (checks.runs.get("cases") or {"results": []})["results"]
     bad = [result for result in results if result["status"] not in {"ok", "skipped"}]
@@ -155,7 +171,7 @@ def check_cases(checks: Checks) -> None:
 
 
 def check_other_process(checks: Checks) -> None:
-    """Measure beside another process on the card, which has to be named."""
+    """Measure while another process computes on the card; the result has to name that process."""
     command = [str(checks.measured), "-I", str(FOLDER / "bare_torch.py"), checks.device, "load"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
@@ -167,11 +183,11 @@ def check_other_process(checks: Checks) -> None:
     results = (checks.runs.get("beside") or {"results": []})["results"]
     reasons = [reason for result in results for reason in (result["trust"] or {"reasons": []})["reasons"]]
     found = any("other process" in reason or "waited" in reason for reason in reasons)
-    checks.note("another process", f"exit {code}, {reasons}", "it is named", holds=found or not checks.is_card)
+    checks.note("another process", f"exit {code}, {reasons}", "the result names it", holds=found or not checks.is_card)
 
 
 def check_again(checks: Checks) -> None:
-    """Validate twice more: each passes, and the products of the three agree."""
+    """Validate twice more: both pass, and the rates of matrix products of the three validations agree within 5 %."""
     for name in ("validate-2", "validate-3"):
         if checks.ends - time.monotonic() < 40:
             checks.checked.append(Checked(name, _LATE, "no time was left", "exit 0"))
@@ -186,7 +202,7 @@ def check_again(checks: Checks) -> None:
 
 
 def check_tune(checks: Checks) -> None:
-    """Search the fastest setting of Stable Diffusion; it is at least twice as fast as the default."""
+    """Search the fastest setting of Stable Diffusion by `bench tune`: at least twice as fast as the default."""
     model = "stable-diffusion-v1-5" if checks.is_card else "tiny-sd"
     left = checks.ends - time.monotonic() - 20
     code = checks.bench("tune", "tune", "--model", model, "--budget", f"{min(240.0, left):.0f}", timeout=left + 40)
@@ -196,7 +212,7 @@ def check_tune(checks: Checks) -> None:
     checks.note("tune", text, "at least 2.0 times", holds=gain >= 2.0 or not checks.is_card)
 
 
-# (check, the least seconds that it needs), most valuable first
+# (check, the least seconds that the check needs), the most valuable check first
 _CHECKS: tuple[tuple[Callable[[Checks], None], float], ...] = (
     (check_bare, 30.0),
     (check_validate, 50.0),
@@ -209,17 +225,17 @@ _CHECKS: tuple[tuple[Callable[[Checks], None], float], ...] = (
 
 
 def make_environments(base: Path, wheels: Path, folder: Path) -> tuple[Path, Path]:
-    """Return the interpreters of `bench` and of the measured environment; nothing is downloaded.
+    """Build two environments from local wheels; return the interpreter for `bench` and the one to be measured.
 
-    Both see the packages of the machine's own interpreter, such as torch, after their own.
+    Both also import the packages of the interpreter `base`, such as torch; their own packages come first.
 
     Args:
         base: the interpreter that has torch.
-        wheels: the folder of wheels.
-        folder: the place of both environments.
+        wheels: the folder with the wheels to install.
+        folder: the folder in which both environments are built.
 
     Raises:
-        subprocess.CalledProcessError: a wheel does not fit, or the interpreter has no pip.
+        subprocess.CalledProcessError: a wheel does not fit this interpreter, or `base` has no pip.
     """
     files = sorted(wheels.glob("*.whl"))
     measured = [file for file in files if file.name.startswith(_MEASURED)]
@@ -248,7 +264,7 @@ def _output(*command: object) -> str:
 
 
 def page(checks: Checks, machine: str) -> str:
-    """Return the outcomes as one page of Markdown."""
+    """Return the outcomes as one page of Markdown; `machine` is the line below the title."""
     head = "| check | result | measured | expected |\n| --- | --- | --- | --- |"
     lines = ["# firstlight on a real card", "", machine, "", head]
     lines += [f"| {row.name} | {row.state} | {row.measured} | {row.expected} |" for row in checks.checked]
@@ -257,13 +273,15 @@ def page(checks: Checks, machine: str) -> str:
 
 
 def main() -> int:
-    """Run the checks, write results.json and results.md, and return 1 if one failed."""
+    """Run the checks, write results.json and results.md, and return 1 if a check failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="the interpreter that has torch")
-    parser.add_argument("--wheels", type=Path, help="a folder of wheels; without it the toolbox of `make` runs bench")
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder of wheels; default: bench runs from .venv, which make installs"
+    )
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for the results")
-    parser.add_argument("--seconds", type=float, default=480.0, help="the time for all checks")
+    parser.add_argument("--seconds", type=float, default=480.0, help="the time limit for all checks")
     options = parser.parse_args()
     began = time.monotonic()
     out = options.out.absolute()
@@ -287,7 +305,7 @@ def main() -> int:
 
 
 def write_results(checks: Checks) -> None:
-    """Write the outcomes so far, so that a time limit from outside leaves them."""
+    """Write the outcomes so far, so that they are kept if another program ends this one."""
     out = checks.out
     run: dict[str, Any] = next(iter(checks.runs.values()), {"machine": {}})
     machine = f"{run['machine'].get('gpus')} {run['machine'].get('cpu')}, torch {checks.bare.get('torch')}"

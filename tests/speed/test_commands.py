@@ -1,4 +1,4 @@
-"""Measures the time of commands: against an empty interpreter, and setup against plain uv."""
+"""Measures the time of commands as a multiple of an empty interpreter's, and of setup as a multiple of plain uv's."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def seconds(argv: list[object], env: dict[str, str], accept: tuple[int, ...] = (
     return elapsed
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"]], ids=["help", "status"])
-def test_command_against_an_empty_interpreter(
+@pytest.mark.parametrize("words", [["--help"], ["status"]], ids=["provision --help", "provision status"])
+def test_time_of_a_command_against_an_empty_interpreter(
     benchmark: BenchmarkFixture, words: list[str], home: Path, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
@@ -45,10 +45,10 @@ def test_command_against_an_empty_interpreter(
         print(f"\nprovision {words[0]}: median {median:.3f} s, {median / empty:.1f} times an empty interpreter")
 
 
-def test_setup_on_an_empty_root_against_bare_uv(
+def test_time_of_setup_on_an_empty_root_against_uv_alone(
     benchmark: BenchmarkFixture, tmp_path: Path, home: Path, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Both run with cold caches, one after the other, from the same sources; firstlight's own environment exists.
+    # Both sides start with empty caches and use the same package index. firstlight's own .venv exists already.
     machine = {key: value for key, value in MACHINE.items() if not key.startswith("HF_")} | {"HOME": str(home)}
     settings = pip_settings.pip_settings(MACHINE)
     names = ("index-url", "extra-index-url", "find-links", "cert")

@@ -1,4 +1,4 @@
-"""Measures the creation of environments against plain rattler, uv and pip, and verify against sha256sum."""
+"""Compares the creation of environments with plain rattler, uv and pip, and their verification with sha256sum."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 LOCK = CHECKOUT / "envs/diffusers/cpu.lock"
-# Installs a lock file as py-rattler's documentation does, in a process that ends like ours.
+# Installs a conda lock file as py-rattler's documentation shows. It ends by os._exit, as firstlight's worker does.
 BARE = """
 import asyncio, os, sys, rattler
 from rattler.networking.middleware import MirrorMiddleware
@@ -78,8 +78,8 @@ def machine(home: Path, served: conda_channel.FolderServer) -> dict[str, str]:
     return env
 
 
-@pytest.mark.parametrize("caches", ["cold", "warm"])
-def test_create_against_bare_rattler_and_uv(
+@pytest.mark.parametrize("caches", ["cold", "warm"], ids=["empty caches", "filled caches"])
+def test_time_of_env_create_against_rattler_and_uv_alone(
     benchmark: BenchmarkFixture,
     tmp_path: Path,
     envs: Path,
@@ -88,7 +88,8 @@ def test_create_against_bare_rattler_and_uv(
     caches: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Whole commands take turns, and none compiles bytecode; ours also detects the machine and verifies the files.
+    # Both sides are whole commands, which alternate, and compile no bytecode. Only firstlight detects the machine and
+    # verifies the installed files.
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
     root, bare = tmp_path / "root", tmp_path / "bare"
     uv = uv_installer.for_uv(machine, bare / "uv", offline=False)
@@ -98,7 +99,7 @@ def test_create_against_bare_rattler_and_uv(
     ours = [sys.executable, "-m", "provision", "env", "create", "--interpreter", "conda", "--root", root]
     ours += ["--host", tmp_path / "host.toml", "--envs", envs]
 
-    def one_bare() -> float:
+    def rattler_and_uv_seconds() -> float:
         shutil.rmtree(bare if caches == "cold" else bare / "env", ignore_errors=True)
         return seconds(rattler, machine) + seconds(sync, uv.environment)
 
@@ -106,30 +107,30 @@ def test_create_against_bare_rattler_and_uv(
         shutil.rmtree(root if caches == "cold" else root / "envs", ignore_errors=True)
 
     if caches == "warm":
-        one_bare()
+        rattler_and_uv_seconds()
         seconds(ours, machine)
     rounds = 3
     bare_seconds = []
 
-    def turn() -> None:
-        bare_seconds.append(one_bare())
+    def alternate() -> None:
+        bare_seconds.append(rattler_and_uv_seconds())
         clear()
 
-    benchmark.pedantic(lambda: seconds(ours, machine), setup=turn, rounds=rounds, iterations=1)
+    benchmark.pedantic(lambda: seconds(ours, machine), setup=alternate, rounds=rounds, iterations=1)
     assert benchmark.stats is not None
     median, other = benchmark.stats.stats.median, statistics.median(bare_seconds)
     with capsys.disabled():
         print(f"\nenv create, {caches}: {median:.2f} s; bare {other:.2f} s: {median / other:.2f} times")
 
 
-def test_create_against_pip(
+def test_time_of_env_create_against_pip(
     benchmark: BenchmarkFixture,
     tmp_path: Path,
     envs: Path,
     machine: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # Both have warm caches, start from an interpreter only, and do not compile bytecode.
+    # Both sides have filled caches, start without an environment, and compile no bytecode.
     (tmp_path / "host.toml").write_text("relocate = []\nmodels = []\n")
     root = tmp_path / "root"
     ours = [sys.executable, "-m", "provision", "env", "create", "--interpreter", "conda", "--root", root]
@@ -153,10 +154,10 @@ def test_create_against_pip(
         print(f"\nenv create, warm: {median:.2f} s; pip, warm: {slow:.2f} s: {slow / median:.1f} times faster")
 
 
-def test_verify_against_sha256sum(
+def test_time_of_verifying_an_environment_against_sha256sum(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Both read the same files of the real environment, on all cores, from the page cache.
+    # Both sides read the same files of the real environment from the page cache, and use all cores.
     env = TEST_ROOT / "envs/diffusers"
     version = prefix.python_version(measured_python)
     assert version is not None
@@ -183,10 +184,10 @@ def test_verify_against_sha256sum(
         )
 
 
-def test_quick_check_of_an_environment(
+def test_time_of_a_quick_check_of_an_environment_against_a_walk_over_its_files(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The reference is a walk over the same files that reads their sizes.
+    # The reference visits every file of the same environment and reads its size.
     env = TEST_ROOT / "envs/diffusers"
     version = prefix.python_version(measured_python)
     assert version is not None

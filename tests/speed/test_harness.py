@@ -1,4 +1,4 @@
-"""Measures the cost of the benchmark against a bare loop, and its detection of a known slowdown."""
+"""Measures how much time `bench` adds to a plain diffusers loop, and how often it detects a known slowdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from bench.core.result import Run
 
-# The two times of a pair follow each other, in alternating order, so that a change of the machine affects both alike.
+# Prints pairs of times: [by bench, by the plain loop]. The two of a pair run one after the other, in alternating order,
+# so that a change of the machine's speed affects both alike.
 BARE = """
 import json, sys, time
 import torch
@@ -57,7 +58,7 @@ for turn in range(int(sys.argv[1])):
     pairs.append((times["harness"], times["bare"]))
 print(json.dumps(pairs))
 """
-# Runs the real worker with a UNet that is slower by a share: it waits busily after each evaluation.
+# Runs the real worker with a slower UNet: after each evaluation it spins for SHARE times the evaluation's time.
 SLOWED_WORKER = """
 import runpy, sys, time, types
 sys.path[:] = [entry for entry in sys.path if entry]
@@ -108,7 +109,7 @@ def measure(measured_python: Path, tmp_path: Path) -> Callable[..., Run]:
     return measure_once
 
 
-def test_reported_image_against_a_bare_loop(
+def test_reported_time_of_an_image_against_a_plain_loop(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = [str(measured_python), "-c", BARE, "40"]
@@ -132,8 +133,8 @@ def test_reported_image_against_a_bare_loop(
         print("\nharness / bare loop:", ", ".join(f"{name} {ratio:.4f}" for name, ratio in ratios.items()))
 
 
-@pytest.mark.parametrize("share", [0.05, 0.0], ids=["slowed", "equal"])
-def test_slowdown_is_detected_and_equal_sides_are_not_judged_slower(
+@pytest.mark.parametrize("share", [0.05, 0.0], ids=["one side 5 % slower", "equal sides"])
+def test_verdicts_on_a_slowed_side_and_on_equal_sides(
     benchmark: BenchmarkFixture,
     measure: Callable[..., Run],
     measured_python: Path,
@@ -142,7 +143,7 @@ def test_slowdown_is_detected_and_equal_sides_are_not_judged_slower(
     tmp_path: Path,
     share: float,
 ) -> None:
-    # Both sides are the same worker and the same case; one of them may be slowed.
+    # Both sides run the same case by the same worker; with a share above 0, one side has the slowed UNet.
     link = tmp_path / "slowed-python"
     original = worker_process.worker_command
 
@@ -174,10 +175,10 @@ def test_slowdown_is_detected_and_equal_sides_are_not_judged_slower(
         print(f"\nslowed by {share:.0%}, {TIMES} comparisons: {states}; ratios {ratios}")
 
 
-def test_equal_runs_agree(
+def test_spread_of_the_medians_of_five_equal_runs(
     benchmark: BenchmarkFixture, measure: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Five runs of one case, each in its own process, with the parent's share of a core.
+    # Run one case five times, each in a new worker; also report the share of a core that the parent process uses.
     def run() -> list[Run]:
         return [measure(changes=("size=64",), budget_seconds=40.0) for _ in range(5)]
 
@@ -202,7 +203,7 @@ def test_equal_runs_agree(
         print("\nfive runs:", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
 
 
-def test_overhead_of_a_case_besides_its_images(
+def test_seconds_of_a_run_that_are_not_spent_on_images(
     benchmark: BenchmarkFixture, measure: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The overhead is the wall time of the run minus all images: the start, the weights, the probes and the checks.
@@ -212,7 +213,9 @@ def test_overhead_of_a_case_besides_its_images(
             changes = ("size=64",) if model == "ddpm-cat-256" else ("size=128", "steps=2")
             measured = measure(model, changes=changes)
             for _ in range(4):
-                if measured.results[0].attempts == 1:  # a repeated case has only its second attempt
+                if (
+                    measured.results[0].attempts == 1
+                ):  # a case that was disturbed is repeated, and the result keeps only the second attempt
                     break
                 measured = measure(model, changes=changes)
             (result,) = measured.results

@@ -1,4 +1,4 @@
-"""Measures the probe of mirrors against a sequential probe, and an install whose mirror fails against a normal one."""
+"""Compares the probe of mirrors with a sequential one, and an install whose mirror fails with an undisturbed one."""
 
 from __future__ import annotations
 
@@ -59,8 +59,10 @@ def session() -> requests.Session:
     return requests.Session()
 
 
-def test_probe_of_37_mirrors_of_which_half_stall(benchmark: BenchmarkFixture, serve: Any, files: list[Path]) -> None:
-    # The same probe runs on all mirrors at once, and on one after another.
+def test_time_of_probing_37_mirrors_of_which_half_stall_against_one_after_another(
+    benchmark: BenchmarkFixture, serve: Any, files: list[Path]
+) -> None:
+    # The same code probes all mirrors at once, and then one mirror after another.
     content = index(files[:3])
     targets = [
         ProbeTarget("pip", f"m{number}", f"{serve(content, *([Fault(stall=True)] if number % 2 else [])).url}/simple")
@@ -74,18 +76,18 @@ def test_probe_of_37_mirrors_of_which_half_stall(benchmark: BenchmarkFixture, se
     began = time.perf_counter()
     for target in targets:
         probe.probe([target], probe_files, session)
-    in_turn = time.perf_counter() - began
+    one_after_another = time.perf_counter() - began
     benchmark.pedantic(lambda: probe.probe(targets, probe_files, session), rounds=3)
     stats = benchmark.stats
     assert stats is not None
-    benchmark.extra_info |= {"in_turn_s": in_turn, "ratio": stats.stats.median / in_turn}
+    benchmark.extra_info |= {"in_turn_s": one_after_another, "ratio": stats.stats.median / one_after_another}
 
 
-def test_install_through_the_failover_proxy_with_and_without_a_failing_mirror(
+def test_time_of_an_install_through_the_failover_proxy_with_and_without_a_failing_mirror(
     benchmark: BenchmarkFixture, serve: Any, tmp_path: Path, files: list[Path]
 ) -> None:
-    # The reference is plain uv with the same mirror. In two variants the mirror disconnects or stalls after half the
-    # files.
+    # The reference is uv without the proxy, with the same mirror. In the kinds "dies" and "falls silent", the first
+    # mirror disconnects or stalls after half of the files.
     content, lock = index(files), lock_text(*files)
     times: dict[str, list[float]] = {"bare": [], "relay": [], "dies": [], "falls silent": []}
 

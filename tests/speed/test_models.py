@@ -1,4 +1,4 @@
-"""Measures a pull against the hub's client and curl, a verification against plain sha256, and a repair of 100 files."""
+"""Compares a pull with huggingface_hub and curl, and a verification with hashlib; measures a repair of 100 files."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).grou
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
-    """Yield a folder in memory, so that the disk does not affect the comparison."""
+    """Yield a folder in /dev/shm, so that the speed of the disk does not affect the comparison."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
-    """Yield (address, manifest, snapshot) of eight files of 128 MiB, which another process serves through sendfile."""
+    """Serve eight files of 128 MiB from another process; yield (its address, text of a manifest, snapshot folder)."""
     folder = tmp_path_factory.mktemp("large") / f"models--{REPO.replace('/', '--')}"
     rows, links = [], []
     (folder / "blobs").mkdir(parents=True)
@@ -116,10 +116,11 @@ def python(script: str, *argv: object) -> list[str]:
     return [sys.executable, "-c", script, *map(str, argv)]
 
 
-def test_pull_against_the_hubs_client_and_curl(
+def test_rate_of_a_pull_against_huggingface_hub_and_curl(
     benchmark: BenchmarkFixture, large: tuple[str, str, Path], memory: Path
 ) -> None:
-    # The three take turns, each in a new process whose start is not counted; only ours hashes the content.
+    # The three programs alternate, each in a new process. The start of Python is not counted, except in "ours whole".
+    # Only firstlight hashes the content.
     url, text, _ = large
     seconds: dict[str, list[float]] = {"ours": [], "client": [], "curl": [], "ours whole": []}
     peak = []
@@ -160,10 +161,10 @@ def test_pull_against_the_hubs_client_and_curl(
     print(json.dumps(benchmark.extra_info))
 
 
-def test_pull_after_a_kill_at_nine_tenths(
+def test_share_of_a_model_that_a_pull_fetches_again_after_a_kill_at_90_percent(
     benchmark: BenchmarkFixture, large: tuple[str, str, Path], tmp_path: Path
 ) -> None:
-    # The process is killed with SIGKILL; the next one counts the bytes that it downloads.
+    # The first process is killed with SIGKILL; the second one counts the bytes that it downloads.
     url, text, _ = large
     shares = []
 
@@ -187,10 +188,10 @@ def test_pull_after_a_kill_at_nine_tenths(
     print(json.dumps(benchmark.extra_info))
 
 
-def test_verification_against_plain_sha256(
+def test_time_of_verifying_a_model_against_hashlib_in_threads(
     benchmark: BenchmarkFixture, large: tuple[str, str, Path], tmp_path: Path
 ) -> None:
-    # Both use threads and take turns; plain hashlib hashes bytes that are in memory already.
+    # Both sides use threads, and alternate. The hashlib side hashes bytes that are in memory already.
     _, text, snapshot = large
     spec = manifest.load(volume(tmp_path, "root", text).path / "models.toml").pick("large")
     block = bytes(SIZE)
@@ -215,8 +216,8 @@ def test_verification_against_plain_sha256(
     print(json.dumps(benchmark.extra_info))
 
 
-def test_repair_of_a_hundred_files(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
-    # Refs and all links are absent; the repair uses only trees and blobs.
+def test_time_of_repairing_the_links_of_100_model_files(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    # The cache has blobs and the list of files (trees/), but no refs and no snapshot links; the repair makes both.
     contents = {f"part{number}/config.json": json.dumps(number).encode() for number in range(100)}
     rows = {
         path: hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Measures a folder move against cp and sha256sum, and the time of a repair."""
+"""Compares a folder move with cp and sha256sum, and measures the time of relink.sh and of `provision repair`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def move_step(source: Path, volume: Path) -> RelocateStep:
 
 
 @pytest.mark.parametrize("fill", [write_large_files, write_small_files], ids=["2 GB in 4 files", "50,000 small files"])
-def test_move_to_another_disk_against_cp_and_sha256sum(
+def test_time_of_a_move_to_another_disk_against_cp_and_sha256sum(
     benchmark: BenchmarkFixture, tmp_path: Path, other_disk: Path, fill: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert callable(fill)
@@ -83,12 +83,12 @@ def test_move_to_another_disk_against_cp_and_sha256sum(
     bare: list[float] = []
 
     def fresh() -> tuple[tuple[RelocateStep], dict[str, object]]:
-        """Time the plain tools, and then create a source to move."""
+        """Time cp and sha256sum, and then make a new source folder for the move."""
         for folder in (volume, copy, source.parent):
             shutil.rmtree(folder, ignore_errors=True)
         os.sync()
         both = f"find '{kept}' '{copy}' -type f -print0 | xargs -0 sha256sum >/dev/null"
-        # A move ends with all bytes on the disk, so the plain tools must sync too.
+        # A move ends after a sync, so the commands on the other side sync too.
         bare.append(seconds(["sh", "-c", f"cp -a '{kept}' '{copy}' && sync -f '{copy}' && {both}"]))
         shutil.rmtree(copy)
         source.parent.mkdir()
@@ -104,7 +104,9 @@ def test_move_to_another_disk_against_cp_and_sha256sum(
         print(f"\nmove {median:.2f} s; cp -a, sync, sha256sum of both {other:.2f} s: {median / other:.2f} times")
 
 
-def test_move_on_one_disk(benchmark: BenchmarkFixture, other_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_of_a_move_of_50000_files_on_one_disk(
+    benchmark: BenchmarkFixture, other_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = other_disk / "home/work"
     source.mkdir(parents=True)
     write_small_files(source)
@@ -125,7 +127,7 @@ def test_move_on_one_disk(benchmark: BenchmarkFixture, other_disk: Path, capsys:
         print(f"\nmove of 50,000 files on one disk: median {benchmark.stats.stats.median * 1000:.1f} ms")
 
 
-def test_relink_of_ten_links(
+def test_time_of_relink_sh_for_ten_links_after_a_wipe_and_unchanged(
     benchmark: BenchmarkFixture, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = Root(tmp_path / "root")
@@ -151,8 +153,8 @@ def test_relink_of_ten_links(
         )
 
 
-@pytest.mark.parametrize("broken", [0, 1000])
-def test_repair(
+@pytest.mark.parametrize("broken", [0, 1000], ids=["real root, no link", "1000 links"])
+def test_time_of_provision_repair_after_a_wipe(
     benchmark: BenchmarkFixture,
     home: Path,
     tmp_path: Path,
@@ -164,7 +166,7 @@ def test_repair(
     before = root.links.read_bytes() if root.links.exists() else None
     folder = tmp_path / "root"
     if broken:
-        # A new root with an empty environment and a thousand links.
+        # A new root with an environment without packages, and 1000 recorded links.
         folder.mkdir()
         root = Root(folder)
         VolumeStep(root, [], Journal(root.journal)).apply()
@@ -187,7 +189,7 @@ def test_repair(
     def wipe() -> tuple[tuple[list[object], dict[str, str]], dict[str, object]]:
         shutil.rmtree(home)
         home.mkdir()
-        os.sync()  # otherwise the repair's own sync would include the wipe
+        os.sync()  # otherwise the sync of the repair would also write the changes of the wipe
         return (argv, env), {}
 
     benchmark.pedantic(seconds, setup=wipe, rounds=9)

@@ -1,4 +1,4 @@
-"""Measures the checks of `bench validate` against plain loops of torch with the same shapes, in one process."""
+"""Compares the rates of `bench validate` with plain torch loops of the same shapes, in one process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import pytest
     from pytest_benchmark.fixture import BenchmarkFixture
 
-# The plain loop runs before and after the check, so that a change of the machine affects both alike.
+# Two runs of a check alternate with two of the plain loop, so that a change of the machine's speed affects both alike.
+# The ratio compares the best of each.
 COMPARISON = """
 import json, time
 import torch
@@ -57,7 +58,7 @@ print(json.dumps(ratios))
 """
 
 
-def test_checks_against_plain_loops(
+def test_rates_of_products_and_copies_against_plain_torch_loops(
     benchmark: BenchmarkFixture, measured_python: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> dict[str, float]:
