@@ -1,4 +1,4 @@
-"""Runs the recorded command of one scenario, in the process whose writes are recorded: act.py NAME BASE."""
+"""Runs the command of the scenario NAME in the folders below BASE: act.py NAME BASE. The recorder logs its writes."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lists all scenarios by name, records them, and examines each disk after a simulated power loss."""
+"""Lists the scenarios, records their commands, and examines the disks that a power loss may leave."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCENARIOS: dict[str, Scenario] = FOLDERS | CONFIG | PULL
 
 @dataclass(frozen=True)
 class Recorded:
-    """Hold a recorded scenario, and the readings of its folders before and after the command."""
+    """Hold the recording of a scenario's command, and the readings of the folders before and after the command."""
 
     name: str
     field: Field
@@ -39,7 +39,15 @@ class Recorded:
 
 @dataclass
 class Report:
-    """Count the examined disks and commands, and list each lost file and each command that failed."""
+    """Count what `examine` has done.
+
+    Attributes:
+        states: the examined disks.
+        ways: the follow-up commands that were run.
+        losses: a text for each disk on which a content of the user is lost.
+        stuck: a text for each follow-up command that failed.
+        reasons: {start of the error of a follow-up command: how often}.
+    """
 
     states: int = 0
     ways: int = 0
@@ -49,7 +57,7 @@ class Report:
 
 
 def recorded(name: str, library: Path, base: Path) -> Recorded:
-    """Build the folders of a scenario, run its command and record its writes."""
+    """Build the folders of a scenario below `base`, run its command under the recorder `library`, and return both."""
     scenario, place = SCENARIOS[name], Field(base)
     for top in (place.home, place.volume):
         disk.clear(top)
@@ -63,7 +71,7 @@ def recorded(name: str, library: Path, base: Path) -> Recorded:
 
 
 def examine(work: Recorded, disks: Iterable[Crash]) -> Report:
-    """Look for lost content on each disk, then run each command that may follow the power loss."""
+    """Look for lost content on each disk; then write the disk to real folders, and run each follow-up command on it."""
     report = Report()
     scenario, place = work.scenario, work.field
     places = tuple(str(path) for path in scenario.kept(place))
@@ -88,14 +96,14 @@ def examine(work: Recorded, disks: Iterable[Crash]) -> Report:
     return report
 
 
-def is_safe(report: Report) -> None:
-    """Assert that no content was lost and that every command succeeded."""
+def assert_safe(report: Report) -> None:
+    """Assert that no content was lost and that every follow-up command succeeded."""
     assert not report.losses, "\n".join(report.losses[:5])
     assert not report.stuck, "\n".join(report.stuck[:5])
 
 
-def everything(work: Recorded, seeds: int) -> Report:
-    """Examine every disk that the two file system models allow."""
+def examine_all(work: Recorded, seeds: int) -> Report:
+    """Examine every disk that the two file system models allow, with `seeds` random choices of lost steps each."""
     return examine(work, crash.states(work.recording, seeds=seeds))
 
 

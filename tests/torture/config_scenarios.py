@@ -1,4 +1,4 @@
-"""Defines the scenarios of the settings of pip and conda: mirrors are written, restored and undone."""
+"""Defines the scenarios in which mirrors are written into the settings of pip, conda and uv, restored, or undone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def files(field: Field) -> list[Path]:
 
 
 def lay(field: Field) -> None:
-    """Write pip.conf with mode 0600 and .condarc; uv has no settings yet."""
+    """Write the user's pip.conf, with mode 0600, and .condarc; uv has no settings file yet."""
     scenarios.lay_volume(field)
     pip, conda = files(field)
     pip.parent.mkdir(parents=True)
@@ -49,7 +49,7 @@ def steps(field: Field) -> list[Step]:
 
 
 def write(field: Field) -> None:
-    """Record the selected mirrors if none are recorded, then write them into the settings of each tool."""
+    """Record the selected mirrors if none are recorded, then write them into the settings of pip, conda and uv."""
     if not (chosen_mirrors.read(field.root) or MirrorRecord()).choices:
         journal = Journal(field.root.journal, "setup")
         keep_backup(chosen_mirrors.record_path(field.root), chosen_mirrors.to_json(_CHOSEN).encode(), journal)
@@ -69,7 +69,7 @@ def is_written(field: Field, before: Reading, after: Reading) -> None:
 
 
 def is_restored(field: Field, before: Reading, after: Reading) -> None:
-    """Complete the write, restore the settings, and assert that every byte is as before."""
+    """Write the mirrors again, restore the settings, and assert that every byte is as before the command."""
     write(field)
     restore(field)
     same(field.read(), before)
@@ -77,7 +77,7 @@ def is_restored(field: Field, before: Reading, after: Reading) -> None:
 
 
 def is_taken_back(field: Field, before: Reading, after: Reading) -> None:
-    """Restore the settings at once, and assert that every byte is as before."""
+    """Restore the settings without writing the mirrors again, and assert that every byte is as before the command."""
     restore(field)
     same(field.read(), before)
 
@@ -98,7 +98,7 @@ def lay_written(field: Field) -> None:
 
 
 def kept(field: Field) -> list[Path]:
-    """Return the paths that may hold the user's bytes: the settings, the stored originals and the backups."""
+    """Return the paths where the user's bytes may be: the settings, their stored originals, and the backups."""
     return [*files(field), field.root.state / "mirrors", field.root.state / "backup"]
 
 

@@ -1,4 +1,4 @@
-"""Provides the compiled recorder, a folder for the scenarios, and a local model hub."""
+"""Provides the compiled recorder of writes, a folder for the scenarios, and a function that records a scenario."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the recorder of writes and return its path."""
+    """Compile the recorder of writes (recorder.c) and return the path of the library."""
     if sys.platform != "linux":
         pytest.skip("the recorder of writes works on Linux only")
     if shutil.which("gcc") is None:
@@ -32,7 +32,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
-    """Return an empty folder, in memory if /dev/shm exists, because the tests write thousands of trees."""
+    """Return an empty folder in /dev/shm, or on disk without one: the tests write thousands of folder trees."""
     memory = Path("/dev/shm")  # noqa: S108 (mkdtemp makes a folder with a unique name in it)
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else tmp_path))
     yield folder
@@ -41,7 +41,7 @@ def base(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def record(library: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Recorded]]:
-    """Return a function that records the scenario of a given name."""
+    """Return a function that records the scenario with a name; for a pull, it starts a hub on loopback."""
     servers: list[Server] = []
 
     def recording(name: str) -> Any:

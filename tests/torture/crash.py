@@ -1,16 +1,16 @@
-"""Computes the disks that a power loss may leave of a recording, by two models of a file system.
+"""Computes the disks that a power loss during a recorded command may leave, by two models of a file system.
 
 ORDERED models ext4 with data=ordered. Changes of names, sizes, modes and times reach the disk in order. An fsync of any
-file also writes all earlier such changes on its file system. The bytes of a file reach the disk by an fsync of the
-file, or later: a file may have its name and be empty or truncated.
+file also writes all earlier changes of these kinds on its file system. The bytes of a file are on the disk for certain
+only after an fsync of the file: before it, a file may have its name and be empty or truncated.
 
 STRICT models POSIX, which guarantees only synced changes. An fsync of a file writes its bytes, mode and time. An fsync
 of a folder writes the names in it, and syncfs or sync writes both. Any subset of the other changes may be on the disk,
-in any order. Unsynced bytes may be missing, or be zeros under the full size.
+in any order. Unsynced bytes may be missing, or the file may have its full size with zeros in their place.
 
 In both models a change of names (a rename, an exchange) is atomic, as in every journaling file system. A power loss
-does not revert a change that is on the disk. The models exclude disks that ignore cache flushes, damaged blocks, and
-lost bytes that are replaced by bytes of other files.
+does not revert a change that is on the disk. The models leave out disks that ignore cache flushes, damaged blocks, and
+files that show bytes of other files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ ORDERED, STRICT = "ordered", "strict"
 
 @dataclass(frozen=True)
 class Crash:
-    """Hold a disk after a power loss; `name` gives the model, the number of steps, and the choice of lost steps."""
+    """Hold a disk after a power loss.
+
+    `name` is "MODEL COUNT CHOICE": the file system model, the number of steps before the power loss, and the choice of
+    the steps that are lost, such as "strict 12 random 3".
+    """
 
     name: str
     disk: Disk
@@ -49,9 +53,9 @@ def states(
 
     Args:
         recording: the recorded steps.
-        seeds: the number of random choices of lost steps for each step count and model.
-        only: selects the step counts at which the power fails.
-        models: the file system models, ORDERED, STRICT or both.
+        seeds: the number of random choices of lost steps, for each step count and each model.
+        only: returns whether the power fails after this number of steps.
+        models: ORDERED, STRICT or both.
     """
     seen = set[bytes]()
     for count in range(len(recording.steps) + 1):
@@ -65,7 +69,7 @@ def states(
 
 
 def state(recording: Recording, name: str) -> Crash:
-    """Return the disk that `states` yields under this name."""
+    """Return the disk to which `states` gives this name."""
     _, count, _ = name.split(" ", 2)
     seeds = int(name.rpartition("random ")[2]) + 1 if "random" in name else 0
     return next(Crash(label, disk) for label, disk in _at(recording, int(count), seeds) if label == name)
@@ -79,7 +83,7 @@ def _at(recording: Recording, count: int, seeds: int) -> Iterator[tuple[str, Dis
         yield f"{STRICT} {count} {way}", _disk(recording.before, steps, kept)
 
 
-# {number of a step that is on the disk: the number of its bytes; None: all bytes; -1: zeros in place of the bytes}
+# {number of a step that is on the disk: how many of its bytes are; None: all of them; -1: zeros in their place}
 _Kept = dict[int, int | None]
 
 
@@ -137,7 +141,7 @@ def _strict(steps: Sequence[Step], seeds: int, count: int) -> Iterator[tuple[str
 
 
 def _some_bytes(steps: Sequence[Step], pending: Sequence[int], chance: random.Random) -> _Kept:
-    """Keep a random prefix of the writes to each file; the last kept write is cut at a random byte."""
+    """Return a random prefix of the pending writes to each file, of which the last write is cut at a random byte."""
     kept: _Kept = {}
     for node in {step.node for step in map(steps.__getitem__, pending) if isinstance(step, Data)}:
         own = [number for number in pending if _node(steps[number]) == node]
@@ -164,7 +168,7 @@ def _durable_data(steps: Sequence[Step]) -> set[int]:
 
 
 def _forced(steps: Sequence[Step]) -> set[int]:
-    """Return the numbers of the steps that a later sync has written to the disk."""
+    """Return the numbers of the steps that a later sync step has written to the disk, by the rules of STRICT."""
     forced = set[int]()
     whole, nodes = set[int](), set[int]()
     for number in reversed(range(len(steps))):
@@ -185,7 +189,7 @@ def _forced(steps: Sequence[Step]) -> set[int]:
 
 def _disk(before: Disk, steps: Sequence[Step], kept: _Kept) -> Disk:
     disk = before.copy()
-    for step in steps:  # a new inode may exist at once, because without its name it is not reachable
+    for step in steps:  # every new inode is added, because an inode without a name is not reachable
         if isinstance(step, Names) and step.made is not None:
             disk.add(*step.made)
     count = Counter(number for below in before.names.values() for number in below.values())
@@ -204,7 +208,15 @@ def _disk(before: Disk, steps: Sequence[Step], kept: _Kept) -> Disk:
 
 
 def _rename(disk: Disk, step: Names, count: Counter[int]) -> None:
-    """Change names if possible: a node to be moved has its old name, or has no name yet."""
+    """Apply a change of names to a disk on which earlier steps may be missing.
+
+    Change nothing if a node to be moved is not at its old name, though it has another name.
+
+    Args:
+        disk: the disk to change.
+        step: the change of names.
+        count: {number of a node: how many names it has}; it is updated.
+    """
     moved = {change.after for change in step.changes if change.before is not None} - {None}
     for change in step.changes:
         leaves = change.before is not None and (change.after is None or change.before in moved)

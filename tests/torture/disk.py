@@ -1,4 +1,4 @@
-"""Models a file system as a tree of nodes that is read from folders, changed by steps, and written to folders."""
+"""Models a file system in memory: nodes (inodes) and names, read from real folders, changed by steps, written back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Node:
 
 @dataclass(frozen=True)
 class NameChange:
-    """Hold the number of the node under a name before and after a step; None: the name does not exist."""
+    """Hold the number of the node that a name in a folder refers to, before and after a step; None: no such name."""
 
     folder: int
     name: str
@@ -40,7 +40,7 @@ class NameChange:
 
 @dataclass(frozen=True)
 class Names:
-    """Change one name, or two names at once; `made` is the node that the step creates."""
+    """Change one name, or two names atomically; `made` is (number, node) of the node that the step creates, if any."""
 
     file_system: int
     changes: tuple[NameChange, ...]
@@ -68,7 +68,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Status:
-    """Change the mode, the time or an extended attribute of a node."""
+    """Change the mode and time of a node, or one extended attribute: (name, value), with None to remove it."""
 
     file_system: int
     node: int
@@ -90,7 +90,13 @@ Step: TypeAlias = Names | Data | Size | Status | Sync
 
 @dataclass
 class Disk:
-    """Hold the nodes by number, and the names in each folder; `tops` are the folders that the disk consists of."""
+    """Hold the modelled files.
+
+    Attributes:
+        tops: {real folder that the model stands for: number of its node}.
+        nodes: {number: node}.
+        names: {number of a folder: {name: number of the node}}.
+    """
 
     tops: dict[Path, int] = field(default_factory=dict)
     nodes: dict[int, Node] = field(default_factory=dict)
@@ -105,7 +111,7 @@ class Disk:
             self.names[number] = {}
 
     def apply(self, step: Step) -> None:
-        """Apply one step, even if earlier steps are missing."""
+        """Apply one step to this disk."""
         match step:
             case Names():
                 if step.made is not None:
@@ -130,7 +136,7 @@ class Disk:
                 pass
 
     def entries(self) -> Iterator[tuple[str, int, Node]]:
-        """Yield (path, number, node) of each name; a folder comes before its entries."""
+        """Yield (path, number, node) for each name; a folder comes before the entries in it."""
         for top, number in self.tops.items():
             if number in self.nodes:
                 yield from self._below(str(top), number)
@@ -142,7 +148,7 @@ class Disk:
             yield from self._below(f"{path}/{name}", below)
 
     def digest(self) -> bytes:
-        """Return a hash that is the same for equal trees; times of folders are ignored."""
+        """Return a hash of the paths, modes, contents, hard links and times of files; equal trees have equal hashes."""
         first: dict[int, str] = {}
         rows = [
             (path, node.mode, node.content, 0 if node.is_folder else node.mtime_ns, first.setdefault(number, path))
@@ -151,7 +157,7 @@ class Disk:
         return hashlib.sha256(repr(rows).encode("utf-8", "surrogateescape")).digest()
 
     def write(self) -> None:
-        """Replace the content of the real folders by this tree."""
+        """Replace the content of the real folders `tops` by this disk's content."""
         for top in self.tops:
             clear(top)
         first: dict[int, str] = {}
@@ -197,9 +203,9 @@ def _write(path: str, node: Node) -> None:
 
 
 def clear(top: Path) -> None:
-    """Empty a folder, even if subfolders lack permissions; make the folder if it is missing."""
+    """Empty a folder, also if a subfolder has a mode that forbids it; make the folder if it is missing."""
     shutil.rmtree(top, ignore_errors=True)
-    if top.exists():  # a subfolder without permissions was left
+    if top.exists():  # a subfolder whose mode forbids the deletion is left
         for base, folders, _ in os.walk(top):
             for name in folders:
                 os.chmod(os.path.join(base, name), 0o700)
@@ -208,7 +214,7 @@ def clear(top: Path) -> None:
 
 
 def read(tops: Iterable[Path]) -> tuple[Disk, dict[tuple[int, int], int]]:
-    """Read the folders; return the disk, and {(device, inode): number of the node}."""
+    """Read real folders; return the disk, and {(device, inode): number of the node}."""
     disk, numbers = Disk(), dict[tuple[int, int], int]()
     for top in tops:
         disk.tops[top] = _read(os.fspath(top), disk, numbers)
@@ -240,5 +246,5 @@ def _read(path: str, disk: Disk, numbers: dict[tuple[int, int], int]) -> int:
 
 
 def contents(disk: Disk) -> Mapping[str, bytes]:
-    """Return {path: bytes} of each regular file."""
+    """Return {path: bytes} of the regular files."""
     return {path: node.content for path, _, node in disk.entries() if stat.S_ISREG(node.mode)}

@@ -1,7 +1,8 @@
-"""Acts as one host of a shared volume: host_agent.py, in a mount and UTS namespace of its own.
+"""Plays one host of a shared volume, in a process with its own mount and UTS namespaces.
 
-The first line of stdin sets the host up, and each further line is a request; both are JSON objects. The answer to each
-is one line of JSON on stdout. A command of `provision` runs in a forked child of this warm process.
+Each line of stdin is a JSON object, and the answer to it is one line of JSON on stdout. The first line holds the paths
+of the host, and each further line is a request: the name of a method of `Agent` as `act`, and its arguments. A command
+of `provision` runs in a forked child of this process, which has imported all modules.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from provision.environments.definition import EnvironmentDefinition
     from provision.host.facts import HostFacts
 
-# The audit events of the calls that change a file system (docs.python.org/3/library/audit_events.html).
+# Python's audit events for the calls that change a file system (docs.python.org/3/library/audit_events.html).
 _CHANGES = {f"os.{act}" for act in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "truncate", "utime")}
 _WRITING = os.O_WRONLY | os.O_RDWR
 
 
 class Agent:
-    """Holds the paths of the host: its home, and the mount point of the volume, whose content lies in `disk`."""
+    """Holds the paths of the host: its home, the mount point of the volume, and the folder `disk` with its content."""
 
     def __init__(self, given: dict[str, str]) -> None:
         self.home, self.volume, self.disk = (Path(given[key]) for key in ("home", "volume", "disk"))
@@ -43,22 +44,22 @@ class Agent:
         self.held: list[int] = []
 
     def mount(self) -> None:
-        """Mount the volume, unless it is mounted."""
+        """Mount the volume unless it is mounted already."""
         if not self.is_mounted:
             subprocess.run(["mount", "--bind", str(self.disk), str(self.volume)], check=True)
             self.is_mounted = True
 
     def unmount(self) -> None:
-        """Unmount the volume; its mount point stays."""
+        """Close all files that are kept open, and unmount the volume if it is mounted."""
         self.release()
         if self.is_mounted:
             subprocess.run(["umount", str(self.volume)], check=True)
             self.is_mounted = False
 
     def write(self, path: str, text: str) -> dict[str, Any]:
-        """Write a file of the home as its user does, and return its earlier text and real path.
+        """Write a file in the home as the user does; return {"done", "earlier": former text, "real": path}.
 
-        A user notices a dangling link on the way, and writes nothing.
+        If a parent is a dangling link or no folder, or the path is a folder, write nothing and return {"done": False}.
         """
         file = self.home / path
         parents = file.parents[: len(Path(path).parts) - 1]
@@ -70,7 +71,7 @@ class Agent:
         return {"done": True, "earlier": earlier, "real": os.path.realpath(file)}
 
     def delete(self, path: str) -> dict[str, Any]:
-        """Delete a file of the home, and return its earlier text."""
+        """Delete a file in the home; return {"done", "earlier": former text}, or {"done": False} if it is absent."""
         file = self.home / path
         if not file.is_file():
             return {"done": False}
@@ -79,7 +80,7 @@ class Agent:
         return {"done": True, "earlier": earlier}
 
     def hold(self, path: str) -> dict[str, Any]:
-        """Keep a file of the home open, as a notebook does."""
+        """Open a file in the home and keep it open, as a notebook does; return {"done": whether any file is open}."""
         file = self.home / path
         if file.is_file():
             self.held.append(os.open(file, os.O_RDONLY))
@@ -91,7 +92,16 @@ class Agent:
             os.close(self.held.pop())
 
     def link(self, path: str, target: str, seed: dict[str, str]) -> dict[str, Any]:
-        """Make a link by hand where nothing is, to a folder with the files `seed`."""
+        """Make a symbolic link in the home as a user does, to a new folder with files.
+
+        Make none, and return {"done": False}, if the path exists, the volume is absent, or a parent is no folder or is
+        on the volume.
+
+        Args:
+            path: the path of the link in the home.
+            target: the folder to which the link leads.
+            seed: {name of a file in that folder: its text}.
+        """
         place = self.home / path
         if os.path.lexists(place) or not self.is_mounted:
             return {"done": False}
@@ -109,7 +119,7 @@ class Agent:
         return {"done": True}
 
     def wipe(self) -> None:
-        """Delete the content of the home, as a provider does; links are not followed."""
+        """Delete the content of the home, as a rental service does between sessions; links are not followed."""
         self.release()
         for entry in os.scandir(self.home):
             if entry.is_dir(follow_symlinks=False):
@@ -118,7 +128,7 @@ class Agent:
                 os.unlink(entry.path)  # noqa: PTH108
 
     def survey(self) -> dict[str, Any]:
-        """Return the links of the home with their texts, and {path: [real path, text]} of all files, through links."""
+        """Return "links": {path: target}, "files": {path, also through links: [real path, text]} and "mounted"."""
         links: dict[str, str] = {}
         files: dict[str, tuple[str, str]] = {}
         stack = [(str(self.home), "", frozenset({str(self.home)}))]
@@ -136,7 +146,7 @@ class Agent:
         return {"links": links, "files": files, "mounted": self.is_mounted}
 
     def script(self, root: str) -> dict[str, Any]:
-        """Run relink.sh of a root with nothing but sh."""
+        """Run the relink.sh of a root by sh, with HOME and PATH as its only variables; return its code, out and err."""
         argv = ["sh", f"{root}/.firstlight/relink.sh"]
         completed = subprocess.run(
             argv, check=False, capture_output=True, text=True, env={"HOME": str(self.home), "PATH": os.environ["PATH"]}
@@ -144,7 +154,13 @@ class Agent:
         return {"code": completed.returncode, "out": completed.stdout, "err": completed.stderr}
 
     def run(self, argv: list[str], kill: int | None, folder: str) -> dict[str, Any]:
-        """Run `provision` with arguments in a forked child; kill it before its change number `kill`."""
+        """Run `provision` in a forked child, and return {"code", "out", "err", "killed"}.
+
+        Args:
+            argv: the arguments.
+            kill: the number of the file system change before which the child is killed; None: it is not killed.
+            folder: the current folder of the child.
+        """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = os.fork()
             if child == 0:
@@ -199,7 +215,7 @@ def _run(argv: list[str], kill: int | None) -> int:
 
 
 class FolderOfEnvironment:
-    """Stands for the step of the environment: it makes the folder of a virtual environment without packages."""
+    """Replaces the setup step that builds an environment: it only writes the environment's pyvenv.cfg."""
 
     essential = False
     local = True
@@ -222,7 +238,7 @@ class FolderOfEnvironment:
 
 
 def _prepare() -> None:
-    """Import what every command needs, and replace the two parts that take seconds."""
+    """Import the modules of all commands; replace two slow parts, the hardware probe and the build of environments."""
     from provision.cli import main, models_output, models_run, output  # noqa: F401
     from provision.host import facts
     from provision.models import inventory, remove, stand_ins  # noqa: F401
@@ -236,7 +252,8 @@ def _prepare() -> None:
 def main() -> None:
     from provision.fs import lease
 
-    # A killed process of another pid namespace blocks until its lease expires. The rounds do not wait two minutes.
+    # A process that was killed in another PID namespace keeps its lease until the lease expires, by default after two
+    # minutes. The rounds must not wait that long.
     lease.EXPIRY_SECONDS, lease.RENEWAL_SECONDS = 6.0, 0.5
     agent = Agent(json.loads(sys.stdin.readline()))
     _prepare()

@@ -1,4 +1,4 @@
-"""Runs commands of two hosts in the warm process of kill_server.py, with a small environment and a small model."""
+"""Runs `provision` as one of two hosts by kill_server.py, with a small environment and a small model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILES = {
 
 
 class Commands:
-    """Runs commands in the warm process of kill_server.py; close it after use."""
+    """Holds a process of kill_server.py, which runs commands and may kill them; the caller ends it by `close`."""
 
     def __init__(self, base: Path, library: Path, hub: str) -> None:
         self.base = base
@@ -43,7 +43,14 @@ class Commands:
         )
 
     def run(self, host: str, home: Path, *words: object, **kill: int) -> Ended:
-        """Run a command as a host; `at` is the number of the call before which it is killed, `after` nanoseconds."""
+        """Run `provision` with `words` as a host, and return how it ended.
+
+        Args:
+            host: the host name of the command.
+            home: its home.
+            words: its arguments.
+            kill: at=N kills it before its Nth counted call (killer.c), after=N after N nanoseconds; {} does not.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         out = self.base / "output"
@@ -63,7 +70,7 @@ class Commands:
 
 @dataclass(frozen=True)
 class Ended:
-    """Hold the end of a command: exit code (negative: a signal), its counted calls (0 if killed), and its output."""
+    """Hold how a command ended: exit code (-N: by signal N), number of counted calls (0 if killed), and output."""
 
     code: int
     calls: int
@@ -75,7 +82,7 @@ class Ended:
 
 
 def write_definitions(base: Path, wheels: Path) -> None:
-    """Write host.toml, and an envs/ folder with one environment and one model."""
+    """Write envs/ with one environment and one model, host.toml, and first.toml, which relocates and pulls nothing."""
     envs = base / "envs"
     (envs / "diffusers").mkdir(parents=True)
     minors = '["3.10", "3.11", "3.12", "3.13", "3.14"]'
@@ -87,7 +94,7 @@ def write_definitions(base: Path, wheels: Path) -> None:
 
 
 def all_below(*tops: Path) -> Iterator[str]:
-    """Yield the paths of all entries below some folders, and of the folders themselves."""
+    """Yield the paths of the folders `tops` that exist, and of all entries below them; links are not followed."""
     for top in tops:
         if os.path.lexists(top):
             yield str(top)

@@ -1,6 +1,7 @@
-"""Runs `provision` commands in forked children of one warm process, as another host, and kills them where requested.
+"""Runs `provision` commands in forked children that have their own host name, and kills them at a requested call.
 
-Each line of stdin is a request in JSON, and each line of stdout its reply. A fork saves the start of an interpreter.
+Each line of stdin is a request in JSON, and each line of stdout its reply: {"code", "calls"}. This process has imported
+all modules, so a fork of it saves the start of an interpreter.
 """
 
 import ctypes

@@ -30,7 +30,7 @@ _OTHER = cache_folder("owner/other")
 
 
 def lay(field: Field) -> None:
-    """Build a marked volume, a cache with another model of the user, and a manifest that lists the test model."""
+    """Build a volume with a marker, a cache with another model of the user, and a manifest with the test model."""
     scenarios.lay_volume(field)
     blobs = field.root.hub / _OTHER / "blobs"
     blobs.mkdir(parents=True)

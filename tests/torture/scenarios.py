@@ -1,4 +1,4 @@
-"""Defines the scenarios of folder moves: the command that a power loss interrupts, and the commands that follow."""
+"""Defines the scenarios of folder moves: the command that a power loss interrupts, and the follow-up commands."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from provision.core.step import Step
 
 Reading = dict[str, object]
-# The temporary name of a file that is being written. Such a file stays after a power loss, as after a kill.
+# The temporary name of a file that is being written. After a power loss or a kill, such a file may remain.
 
 
 @dataclass(frozen=True)
 class Field:
-    """Hold the folders of a scenario: a home, and a volume with a root."""
+    """Hold the paths of a scenario's folders below `base`: a home, and a volume with a root."""
 
     base: Path
 
@@ -57,14 +57,17 @@ class Field:
 
     @property
     def places(self) -> list[RelocatedFolder]:
-        """Return two folders of the home with their targets on the volume."""
+        """Return the two folders of the home that setup relocates, with their targets on the volume."""
         return [
             RelocatedFolder(self.home / ".cache/hub", self.root.hub),
             RelocatedFolder(self.home / ".cache/pip", self.root.cache / "pip"),
         ]
 
     def read(self) -> Reading:
-        """Return the reading of home and volume, without .firstlight in the root and without temporary files."""
+        """Return the reading of home and volume, without the root's .firstlight and without temporary files.
+
+        A folder that holds only temporary files is left out, too.
+        """
         now, _ = disk.read([self.home, self.volume])
         entries = {path: entry for path, entry in reading(now).items() if not path.startswith(str(self.root.state))}
         parts = [path for path in entries if PART.search(path)]
@@ -75,14 +78,14 @@ class Field:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Describe a command that a power loss interrupts, and the commands that may follow.
+    """Describe a command that a power loss interrupts, and the follow-up commands, which must repair the result.
 
     Attributes:
-        lay: builds the folders before the command.
+        lay: builds the folders as they are before the command.
         act: runs the command, whose writes are recorded.
-        ends: {name: function that runs the commands after the power loss}. A function takes the readings before and
-            after an uninterrupted command, and raises AssertionError if the folders differ from the expected reading.
-        kept: returns the paths that may hold the user's content.
+        ends: {name: function that runs follow-up commands}. A function takes the readings before and after an
+            uninterrupted command, and raises AssertionError if the folders differ from the expected reading.
+        kept: returns the paths at which the user's content may be after the power loss.
         two_disks: whether home and volume are two file systems.
         owned: the contents of the user's files; None: the contents of all files before the command.
     """
@@ -96,7 +99,7 @@ class Scenario:
 
 
 def reading(now: disk.Disk) -> Reading:
-    """Return {path: mode, content, attributes and the first path of the same inode}."""
+    """Return {path: (mode, content, extended attributes, first path of the same inode)}."""
     first: dict[int, str] = {}
     return {
         path: (node.mode, node.content, node.attributes, first.setdefault(number, path))
@@ -105,7 +108,11 @@ def reading(now: disk.Disk) -> Reading:
 
 
 class Patched:
-    """Patches the block size, so that small files are copied as large ones, and the device number for two disks."""
+    """Patches `provision` while a scenario runs.
+
+    Files are copied in blocks of 4 kB, so that small files need several blocks. HOME is the scenario's home. With
+    `two_disks`, home and volume have different device numbers.
+    """
 
     def __init__(self, scenario: Scenario, field: Field) -> None:
         self.patches: list[Any] = [
@@ -127,7 +134,7 @@ class Patched:
 
 
 def converge(steps: Sequence[Step]) -> None:
-    """Run steps as a command does, and require exit code 0.
+    """Run steps of setup as a command does, and assert that the exit code is 0.
 
     Raises:
         AssertionError: the exit code is not 0.
@@ -152,7 +159,7 @@ def setup(field: Field) -> None:
 
 
 def undo(field: Field) -> None:
-    """Undo the newest run; if one step is blocked, apply none.
+    """Undo the newest run; if a step is blocked, change nothing.
 
     Raises:
         SpecError: no run is left to undo.
@@ -178,7 +185,7 @@ def undo_all(field: Field) -> None:
 
 
 def is_moved(field: Field, before: Reading, after: Reading) -> None:
-    """Run setup, and assert that the folders equal those of an uninterrupted setup."""
+    """Run setup; assert that the folders equal those of an uninterrupted setup, and that no step has work left."""
     setup(field)
     same(field.read(), after)
     steps = setup_steps(field)
@@ -197,14 +204,14 @@ def is_moved_and_back(field: Field, before: Reading, after: Reading) -> None:
 
 
 def without_root(field: Field, entries: Reading) -> Reading:
-    """Leave out the volume and the root, which undo keeps because of the marker."""
+    """Return a reading without the folders of volume and root, which undo keeps because the root holds the marker."""
     own = {str(field.root.path), str(field.volume)}
     return {path: entry for path, entry in entries.items() if path not in own}
 
 
 def same(actual: Reading, expected: Reading) -> None:
-    """Assert that two readings are equal."""
-    # A power loss may leave the folder in which the features of a file system are tested; a later test deletes it.
+    """Assert that two readings are equal, except for left-over folders in which the file system was tested."""
+    # A power loss may leave the folder in which firstlight tests what the file system can do; a later test deletes it.
     actual = {path: entry for path, entry in actual.items() if "/.firstlight-probe-" not in path}
     missing = sorted(set(expected) - set(actual))
     unexpected = sorted(set(actual) - set(expected))
@@ -214,7 +221,7 @@ def same(actual: Reading, expected: Reading) -> None:
 
 
 def fill(folder: Path, seed: bytes) -> None:
-    """Write small and large files, a hard link, a symbolic link, an empty folder, and fixed modes and times."""
+    """Write files smaller and larger than a block, a hard link, a symlink and an empty folder, all with fixed times."""
     (folder / "blobs/deep").mkdir(parents=True)
     (folder / "blobs/a").write_bytes(seed * 3000)
     (folder / "blobs/b").write_bytes(seed * 30)
@@ -228,19 +235,19 @@ def fill(folder: Path, seed: bytes) -> None:
 
 
 def lay_first(field: Field) -> None:
-    """Build a home with two folders, and no marker on the volume."""
+    """Build a home with the two folders, and no marker on the volume, as before the first setup."""
     fill(field.places[0].source, b"hub ")
     fill(field.places[1].source, b"pip ")
 
 
 def lay_move(field: Field) -> None:
-    """Build a home with two folders, and a marked volume."""
+    """Build a home with the two folders, and a volume with a marker."""
     lay_first(field)
     lay_volume(field)
 
 
 def lay_outgoing(field: Field) -> None:
-    """Build a home whose folder has a relative link that leads out of it, and a marked volume."""
+    """Build what `lay_move` builds, and a relative link in the first folder to a target outside of that folder."""
     lay_move(field)
     (field.home / "drive").mkdir()
     (field.home / "drive/weights").write_bytes(b"weights")
@@ -250,13 +257,16 @@ def lay_outgoing(field: Field) -> None:
 
 
 def lay_volume(field: Field) -> None:
-    """Mark the volume as an earlier run does."""
+    """Write the marker as an earlier run does, and delete the journal of that run."""
     VolumeStep(field.root, [], Journal(field.root.journal)).apply()
     shutil.rmtree(field.root.journal)
 
 
 def lay_merge(field: Field) -> None:
-    """Build a target with equal, older, newer and additional files, and with a file in the place of a folder."""
+    """Build what `lay_move` builds, and a target that a move must merge.
+
+    The target has equal, older, newer and additional files, and a file where the source has a folder.
+    """
     lay_move(field)
     target = field.places[0].target
     fill(target, b"hub ")
@@ -277,7 +287,11 @@ def lay_merge(field: Field) -> None:
 
 
 def lay_environments(field: Field) -> None:
-    """Build folders whose files belong together: an equal, a different and a partial one, and one kept earlier."""
+    """Build source and target with conda environments of the same names, which a merge must keep whole.
+
+    They are an equal one, two different ones, and one that is incomplete in the source. The source's version of the
+    environment `kept` is beside the target's already, as after an earlier merge.
+    """
     lay_move(field)
     source, target = field.places[0].source, field.places[0].target
     for top, number in ((source, b"3.10"), (target, b"3.12")):
@@ -291,6 +305,8 @@ def lay_environments(field: Field) -> None:
 
 
 def lay_undo(lay: Callable[[Field], None]) -> Callable[[Field], None]:
+    """Return a function that builds the folders by `lay`, and then runs setup."""
+
     def laying(field: Field) -> None:
         lay(field)
         setup(field)
@@ -299,7 +315,7 @@ def lay_undo(lay: Callable[[Field], None]) -> Callable[[Field], None]:
 
 
 def lay_wipe(field: Field) -> None:
-    """Move both folders, then wipe the home."""
+    """Build what `lay_move` builds, run setup, which moves both folders, and then empty the home as a wipe does."""
     lay_move(field)
     setup(field)
     shutil.rmtree(field.home)
@@ -313,14 +329,14 @@ def is_undone(field: Field, before: Reading, after: Reading) -> None:
 
 
 def is_linked_by_the_script(field: Field, before: Reading, after: Reading) -> None:
-    """Run relink.sh alone, then assert that setup gives the folders of an uninterrupted setup."""
+    """Run relink.sh, then setup; assert that the folders equal those of an uninterrupted setup."""
     completed = subprocess.run(["sh", field.root.relink, "-q"], check=False, capture_output=True, text=True)
     assert completed.returncode == 0, completed.stdout + completed.stderr
     is_moved(field, before, after)
 
 
 def folders(field: Field) -> list[Path]:
-    """Return all paths that a move or its undo gives to the folders."""
+    """Return all paths, temporary ones also, to which a move or its undo may bring the user's files."""
     pairs = [move_pair.MovePair(place.source, place.target) for place in field.places]
     backs = [move_pair.MovePair(pair.target, pair.source) for pair in pairs]
     names = [name for pair in (*pairs, *backs) for name in (pair.source, pair.target, pair.aside, pair.partial)]

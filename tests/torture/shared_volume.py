@@ -1,4 +1,4 @@
-"""Provides two hosts that share one volume: their folders, their agents, and readings of all their trees."""
+"""Provides two hosts that share one volume: their folders, their agent processes, and the content of all disks."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ MODELS = {
     "small": ("owner/small", {"model_index.json": b'{"_class_name": "X"}\n', "unet/w.safetensors": b"small" * 900}),
     "other": ("owner/other", {"model_index.json": b'{"_class_name": "Y"}\n', "vae/w.safetensors": b"other" * 700}),
 }
-# Each host has its own mounts, its own name, and its own processes, whose numbers may be those of the other host.
+# The command that starts a process as a host with its own mounts, host name and process ids. Both hosts may use the
+# same process ids.
 _NAMESPACE = ["unshare", "--mount", "--uts", "--propagation", "private", "--pid", "--fork", "--mount-proc"]
-# Files of firstlight that change with every run, also with one that is refused.
+# The starts of the names of firstlight's own files that may change with every run, also with a refused one.
 _VOLATILE = ("lock", "holder", "lease", "capabilit")
 
 Tree = dict[str, tuple[str, int, str]]
@@ -33,7 +34,7 @@ Tree = dict[str, tuple[str, int, str]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe how two hosts see the volume: the paths of their homes and of their mount points below `base`."""
+    """Describe the paths of the homes and of the volume's mount points, for host A and host B, below `base`."""
 
     homes: tuple[str, str] = ("home", "home")
     mounts: tuple[str, str] = ("volume", "volume")
@@ -45,7 +46,7 @@ OTHER_HOME = Layout(homes=("home", "home-b"))
 
 
 def can_share() -> bool:
-    """Return whether this process may make the namespaces of a second host."""
+    """Return whether this process may start processes in the namespaces of another host (`_NAMESPACE`)."""
     if shutil.which("unshare") is None:
         return False
     return subprocess.run([*_NAMESPACE, "true"], check=False, capture_output=True).returncode == 0
@@ -53,7 +54,16 @@ def can_share() -> bool:
 
 @dataclass
 class Host:
-    """Hold one host of the volume: the paths that its programs see, and the process that acts on it."""
+    """Hold one host of the volume.
+
+    Attributes:
+        name: A or B.
+        base: the folder that holds all disks of both hosts.
+        home: the path of the home for programs on this host.
+        volume: the path of the volume's mount point for programs on this host.
+        process: the agent (host_agent.py), which runs on this host.
+        mounted: whether the volume is mounted on this host.
+    """
 
     name: str
     base: Path
@@ -64,7 +74,7 @@ class Host:
 
     @property
     def own(self) -> Path:
-        """Return the folder of this host's disks, which the other host does not see."""
+        """Return the folder with this host's own disks: home, nvme, and `below`, the folder under the mount point."""
         return self.base / self.name
 
     @property
@@ -72,7 +82,7 @@ class Host:
         return self.own / "host.toml"
 
     def ask(self, act: str, **request: Any) -> dict[str, Any]:
-        """Send a request to the agent, and return its answer."""
+        """Send a request to the agent, wait for its answer, and return it."""
         self.send(act, **request)
         return self.answer()
 
@@ -95,7 +105,12 @@ class Host:
 
 @dataclass(frozen=True)
 class Survey:
-    """Hold a home as its programs see it: {path: text of the link}, and {path: (real path, text)} through links."""
+    """Hold the content of a home as programs on its host find it.
+
+    Attributes:
+        links: {path of a symbolic link: its target}.
+        files: {path of a file, also through links: (real path, text)}.
+    """
 
     links: dict[str, str]
     files: dict[str, tuple[str, str]]
@@ -103,22 +118,22 @@ class Survey:
 
 @dataclass
 class Reading:
-    """Hold the trees of all disks by their name: {name of a disk: {path: (kind, mode, text)}}."""
+    """Hold the content of all disks: {name of a disk, such as "disk" or "A/home": {path: (kind, mode, text)}}."""
 
     trees: dict[str, Tree]
 
     def own_texts(self, host: str) -> set[str]:
-        """Return the texts on the volume and on the disks of a host."""
+        """Return the texts of all entries on the volume and on a host's own disks."""
         return self.texts("disk", *(f"{host}/{part}" for part in ("home", "below", "nvme")))
 
     def texts(self, *disks: str) -> set[str]:
-        """Return the texts of some disks, or of all."""
+        """Return the texts of all entries on the named disks, or on every disk if none is named."""
         return {text for disk in disks or self.trees for _, _, text in self.trees[disk].values()}
 
 
 @dataclass
 class SharedVolume:
-    """Holds a volume on `base`/disk and its two hosts; `clear` empties all disks for the next round."""
+    """Holds a volume, whose content is in `base`/disk, and its two hosts; `clear` empties all disks for a new round."""
 
     base: Path
     hub: Server
@@ -130,7 +145,7 @@ class SharedVolume:
         return self.base / "disk"
 
     def lay(self) -> None:
-        """Make the mount points and the envs folder, which all rounds share."""
+        """Make the mount points and the envs folder, which stay the same in all rounds."""
         for name in ("home", "home-b", "volume", "data", "disk", "envs/hosts", "envs/alpha", "envs/beta"):
             (self.base / name).mkdir(parents=True)
         envs = self.base / "envs"
@@ -142,7 +157,12 @@ class SharedVolume:
         (envs / "mirrors.toml").write_text("")
 
     def clear(self, layout: Layout, definitions: dict[str, str]) -> None:
-        """Empty all disks, give each host its host.toml, and mount the volume on both hosts."""
+        """Empty all disks, write the host.toml of each host, and mount the volume on both hosts.
+
+        Args:
+            layout: the paths of homes and mount points.
+            definitions: {host: text of its host.toml, without the line `root`}.
+        """
         for name in HOSTS:
             for part in ("home", "below", "nvme", "tmp"):
                 folder = self.base / name / part
@@ -184,12 +204,12 @@ class SharedVolume:
         return self.agents[key]
 
     def read(self) -> Reading:
-        """Read every disk of both hosts, and the volume."""
+        """Return the content of the volume and of both hosts' own disks."""
         names = ["disk", *(f"{host}/{part}" for host in HOSTS for part in ("home", "below", "nvme"))]
         return Reading({name: tree(self.base / name) for name in names})
 
     def close(self) -> None:
-        """End the agents; their namespaces end with them."""
+        """End the agents of all hosts; their namespaces and mounts end at the same time."""
         for host in self.agents.values():
             assert host.process.stdin is not None
             assert host.process.stdout is not None
@@ -199,7 +219,10 @@ class SharedVolume:
 
 
 def tree(top: Path) -> Tree:
-    """Return {path: (kind, mode, text)} of a tree; a text is a file's content, its hash, or the text of a link."""
+    """Return {path: (kind, mode, text)} of all entries below a folder.
+
+    The kind is "file", "folder" or "link". The text is `content_text` of a file, the target of a link, or "".
+    """
     entries: Tree = {}
     stack = [("", str(top))]
     while stack:
@@ -220,12 +243,12 @@ def tree(top: Path) -> Tree:
 
 
 def content_text(content: bytes) -> str:
-    """Return the text of a user's file, which begins with its owner, or the hash of other content."""
+    """Return the content of a user's file, which begins with "A:" or "B:", or the SHA-256 of any other content."""
     return content.decode() if content[:2] in {b"A:", b"B:"} else hashlib.sha256(content).hexdigest()
 
 
 def lasting(disk: Tree) -> Tree:
-    """Leave out the files of locks and of cached measurements, which any run may write."""
+    """Return a tree without the files of locks and of cached measurements, which any run may write."""
     return {
         path: entry
         for path, entry in disk.items()
@@ -234,7 +257,7 @@ def lasting(disk: Tree) -> Tree:
 
 
 def difference(before: Tree, after: Tree) -> str:
-    """Return the first differences of two trees, one a line; "" where they are equal."""
+    """Return the first 12 differences of two trees, one a line; "" if the trees are equal."""
     lines = [f"- {path} {before[path]}" for path in sorted(set(before) - set(after))]
     lines += [f"+ {path} {after[path]}" for path in sorted(set(after) - set(before))]
     lines += [

@@ -1,6 +1,6 @@
-"""Tests the states after a power loss that once lost content or stopped the next command.
+"""Tests the disks after a power loss on which an earlier version lost content or its next command failed.
 
-A state is identified by the content of the disk, not by the number of a step, because the syncs in the code may change.
+Such a disk is identified by its content, not by the number of steps, because the syncs in the code may change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.torture.crash import Crash
     from tests.torture.disk import Node
 
-_MOST = 3  # the most examined states of one kind
+_MOST = 3  # at most this many disks of a kind are examined
 HUB, CACHE = "home/.cache/hub", "volume/data/cache/huggingface"
 TARGET, PARTIAL, ASIDE = f"{CACHE}/hub", f"{CACHE}/.hub.firstlight-partial", "home/.cache/.hub.firstlight-aside"
 MIRRORS = "volume/data/.firstlight/mirrors.json"
@@ -30,7 +30,14 @@ BLOBS = f"{TARGET}/models--owner--model/blobs"
 
 @dataclass(frozen=True)
 class StateView:
-    """Hold a state by its paths below the base folder."""
+    """Hold a disk after a power loss, with paths relative to the scenario's base folder.
+
+    Attributes:
+        name: the name that `crash.states` gives to the disk.
+        base: the base folder.
+        nodes: {path: node}.
+        numbers: {path: number of its node}; two hard links have the same number.
+    """
 
     name: str
     base: str
@@ -38,7 +45,7 @@ class StateView:
     numbers: dict[str, int]
 
     def link(self, path: str) -> str | None:
-        """Return the target of a link, relative to the base; None if the path is not a link."""
+        """Return the target of a symbolic link, relative to the base; None if the path is no symbolic link."""
         node = self.nodes.get(path)
         if node is None or not stat.S_ISLNK(node.mode):
             return None
@@ -50,7 +57,7 @@ class StateView:
 
     @property
     def journals(self) -> list[list[dict[str, object]]]:
-        """Return the complete lines of each journal."""
+        """Return the parsed lines of each journal, without a last line that is cut off."""
         texts = [node.content for path, node in sorted(self.nodes.items()) if path.endswith(".jsonl")]
         return [[json.loads(line) for line in text.splitlines() if line.endswith(b"}")] for text in texts]
 
@@ -70,7 +77,7 @@ def is_undone_on_record(state: StateView) -> bool:
 
 
 def is_wrong_with_the_right_size(state: StateView) -> bool:
-    """Return whether a copy has the size and the time of its original, and other content."""
+    """Return whether the copy of blobs/a has the size and time of its original, but other content."""
     copy, original = state.nodes.get(f"{PARTIAL}/blobs/a"), state.nodes.get(f"{HUB}/blobs/a")
     if copy is None or original is None or len(copy.content) != len(original.content):
         return False
@@ -82,13 +89,13 @@ def other_name(state: StateView, name: str) -> str | None:
 
 
 def has_two_names(state: StateView) -> bool:
-    """Return whether the replaced file has its own name and its second one."""
+    """Return whether the replaced file blobs/a has its own name, and also the name under which a merge keeps it."""
     other = other_name(state, "blobs/a")
     return other is not None and state.numbers[other] == state.numbers.get(f"{TARGET}/blobs/a")
 
 
 def has_recorded_change_without_effect(state: StateView) -> bool:
-    """Return whether mirrors.json has the content of the last change but one."""
+    """Return whether mirrors.json has the content before the last change that a journal records."""
     now = hashlib.sha256(state.content(MIRRORS) or b"").hexdigest()
     written = [
         [row["sha256"] for row in rows if row.get("act") == "file" and str(row["path"]).endswith("/mirrors.json")]
@@ -103,7 +110,7 @@ def is_restored_on_record(state: StateView) -> bool:
 
 @dataclass(frozen=True)
 class Kept:
-    """Describe a kind of state of a scenario by a text, and by a function that recognizes it."""
+    """Describe a kind of disks after a power loss in a scenario, by a text and by a function that recognizes them."""
 
     scenario: str
     description: str
@@ -113,17 +120,17 @@ class Kept:
 KEPT = [
     Kept(
         "move, one disk",
-        "the folder is moved, and the parents of its target need their own fsync",
+        "the folder is moved; the parent folders of the target are not synced",
         lambda state: is_strict(state) and state.link(HUB) == TARGET,
     ),
     Kept(
         "settings",
-        "a file has its new content and its mode",
+        "a settings file has its new content and mode",
         lambda state: is_strict(state) and b"m.example" in (state.content("home/.condarc") or b""),
     ),
     Kept(
         "undo of move, one disk",
-        "the temporary link of undo leads to its own path",
+        "the source is still a link, which leads to itself",
         lambda state: state.link(HUB) == HUB,
     ),
     Kept(
@@ -148,32 +155,32 @@ KEPT = [
     ),
     Kept(
         "move, two disks",
-        "the copy has the name of the target",
+        "the copy has its final name, and the source is still complete",
         lambda state: is_strict(state) and f"{TARGET}/blobs" in state.nodes and f"{HUB}/link" in state.nodes,
     ),
     Kept(
         "move, two disks",
-        "the placement of the copy is recorded and not made",
+        "the journal records the rename of the copy to its final name, which did not happen",
         lambda state: PARTIAL in state.nodes and state.has_recorded("place"),
     ),
     Kept(
         "move, two disks",
-        "the link has its temporary name",
+        "the new link still has its temporary name",
         lambda state: state.link(ASIDE) == TARGET,
     ),
     Kept(
         "move, two disks",
-        "the original is beside the link",
+        "the link is in place, and the original folder is beside it",
         lambda state: f"{ASIDE}/blobs/a" in state.nodes and state.link(HUB) == TARGET,
     ),
     Kept(
         "move, two disks",
-        "a part of the original is beside the link",
+        "the link is in place, and a part of the original folder is beside it",
         lambda state: 0 < len(state.below(ASIDE)) < len(state.below(TARGET)) and state.link(HUB) == TARGET,
     ),
     Kept(
         "merge, one disk",
-        "a part of the merged folder is beside the link",
+        "the link is in place, and a part of the merged folder is beside it",
         lambda state: 0 < len(state.below(ASIDE)) < 6 and state.link(HUB) == TARGET,
     ),
     Kept(
@@ -183,26 +190,26 @@ KEPT = [
     ),
     Kept(
         "merge, one disk",
-        "the replaced file has two names",
+        "the replaced file has its own name and the name under which it is kept",
         has_two_names,
     ),
     Kept(
         "merge, one disk",
-        "the replaced file has only its second name",
+        "the replaced file has only the name under which it is kept",
         lambda state: (
             is_strict(state) and other_name(state, "clash") is not None and f"{TARGET}/clash" not in state.nodes
         ),
     ),
     Kept(
         "merge, one disk",
-        "the newer file has its name",
+        "the newer file has replaced the older one",
         lambda state: (
             is_strict(state) and state.content(f"{TARGET}/blobs/a") == b"hub " * 3000 and f"{HUB}/new" in state.nodes
         ),
     ),
     Kept(
         "settings",
-        "a change is recorded and not made",
+        "the journal records a change of mirrors.json that did not happen",
         has_recorded_change_without_effect,
     ),
     Kept(
@@ -212,12 +219,12 @@ KEPT = [
     ),
     Kept(
         "pull of a model",
-        "a blob has its name",
+        "some blobs have their final names, others do not exist yet",
         lambda state: is_strict(state) and 0 < len(state.below(BLOBS)) < 4,
     ),
     Kept(
         "pull of a model",
-        "a ref has only its temporary file",
+        "a ref exists only under its temporary name",
         lambda state: (
             any("refs/main.part-" in path for path in state.nodes) and f"{BLOBS[:-6]}/refs/main" not in state.nodes
         ),
@@ -234,11 +241,13 @@ def view_of(work: Recorded, state: Crash) -> StateView:
 
 
 @pytest.mark.parametrize("name", dict.fromkeys(kept.scenario for kept in KEPT))
-def test_next_command_succeeds_after_each_former_failure(record: Callable[[str], Recorded], name: str) -> None:
+def test_no_content_is_lost_and_follow_up_commands_succeed_on_disks_that_once_failed(
+    record: Callable[[str], Recorded], name: str
+) -> None:
     work = record(name)
     states = list(crash.states(work.recording, seeds=0))
     views = [view_of(work, state) for state in states]
     for kept in (kept for kept in KEPT if kept.scenario == name):
         kinds = [state for state, view in zip(states, views, strict=True) if kept.matches(view)]
         assert kinds, f"{name}: no state in which {kept.description}"
-        all_scenarios.is_safe(all_scenarios.examine(work, kinds[:: -(-len(kinds) // _MOST)]))
+        all_scenarios.assert_safe(all_scenarios.examine(work, kinds[:: -(-len(kinds) // _MOST)]))

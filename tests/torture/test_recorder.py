@@ -1,4 +1,4 @@
-"""Tests that the recorder sees every write, and that each model loses exactly what a file system may lose."""
+"""Tests that the recorder logs every write, and that the file system models lose what a real one may lose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.torture.write_log import Recording
 
-# A program that makes every kind of change, by path and by descriptor.
+# A program that changes files in every way that the recorder logs: by path, and by file descriptor.
 EVERYTHING = """
 import ctypes, fcntl, os, pathlib, sys
 top = sys.argv[1]
@@ -85,7 +85,7 @@ def recorded(library: Path, base: Path, program: str) -> Recording:
 
 
 def at_the_end(recording: Recording, model: str) -> list[dict[str, bytes]]:
-    """Return the files of each disk after a power loss at the end of the program, as {path: bytes}."""
+    """Return {path: bytes} of the files on each disk that a power loss at the program's end may leave by a model."""
     count = len(recording.steps)
     states = crash.states(recording, seeds=30, only=lambda step: step == count, models=[model])
     top = next(iter(recording.before.tops))
@@ -95,7 +95,7 @@ def at_the_end(recording: Recording, model: str) -> list[dict[str, bytes]]:
     ]
 
 
-def test_every_kind_of_change_is_recorded(library: Path, base: Path) -> None:
+def test_recording_of_every_kind_of_change_leads_to_the_real_folders(library: Path, base: Path) -> None:
     recording = recorded(library, base, EVERYTHING)
     kinds = [type(step) for step in recording.steps]
     assert {Names, Data, Size, Status, Sync} == set(kinds)
@@ -124,12 +124,12 @@ def test_write_that_bypasses_the_recorder_fails_the_recording(library: Path, bas
         recorded(library, base, program)
 
 
-def test_raw_system_call_that_writes_is_refused(library: Path, base: Path) -> None:
+def test_raw_system_call_that_writes_ends_the_program(library: Path, base: Path) -> None:
     with pytest.raises(AssertionError, match="is not recorded"):
         recorded(library, base, "import ctypes; ctypes.CDLL(None).syscall(74, 1)")
 
 
-def test_renamed_file_without_fsync_may_be_empty(library: Path, base: Path) -> None:
+def test_file_renamed_without_fsync_may_be_empty_after_a_power_loss(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); file = open('part', 'w'); file.write('text'); file.close()\n"
         "os.rename('part', 'name')"
@@ -140,7 +140,7 @@ def test_renamed_file_without_fsync_may_be_empty(library: Path, base: Path) -> N
     assert {} in at_the_end(recording, crash.ORDERED)
 
 
-def test_file_with_fsync_is_complete_under_each_name(library: Path, base: Path) -> None:
+def test_file_renamed_after_fsync_is_complete_under_its_old_or_new_name(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); file = open('part', 'w'); file.write('text'); file.flush()\n"
         "os.fsync(file.fileno()); os.rename('part', 'name')"
@@ -153,7 +153,7 @@ def test_file_with_fsync_is_complete_under_each_name(library: Path, base: Path) 
     assert {} not in ordered
 
 
-def test_fsync_of_the_folder_makes_the_name_durable(library: Path, base: Path) -> None:
+def test_name_survives_a_power_loss_after_fsync_of_its_folder(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); file = open('part', 'w'); file.write('text'); file.flush()\n"
         "os.fsync(file.fileno()); os.rename('part', 'name'); os.fsync(os.open('.', os.O_RDONLY))"
@@ -162,7 +162,7 @@ def test_fsync_of_the_folder_makes_the_name_durable(library: Path, base: Path) -
     assert at_the_end(recording, crash.ORDERED) == at_the_end(recording, crash.STRICT) == [{"name": b"text"}]
 
 
-def test_only_the_strict_model_reorders_renames(library: Path, base: Path) -> None:
+def test_strict_model_reorders_renames_and_ordered_model_does_not(library: Path, base: Path) -> None:
     program = (
         "import os, sys; os.chdir(sys.argv[1]); os.mkdir('a'); os.mkdir('b')\n"
         "for name in ('a/x', 'b/y'):\n    open(name, 'w').close()\n"
@@ -173,7 +173,7 @@ def test_only_the_strict_model_reorders_renames(library: Path, base: Path) -> No
     assert {"a/x": b"", "b/y2": b""} not in at_the_end(recording, crash.ORDERED)
 
 
-def test_state_written_to_folders_is_read_back_equal(library: Path, base: Path) -> None:
+def test_disk_written_to_folders_is_read_back_equal(library: Path, base: Path) -> None:
     recording = recorded(library, base, EVERYTHING)
     for state in crash.states(recording, seeds=1, only=lambda step: step % 5 == 0):
         state.disk.write()

@@ -1,4 +1,4 @@
-"""Kills commands of two hosts with one volume at random calls and times: no byte is lost or mixed."""
+"""Kills commands of two hosts that share a volume, at random calls and times; checks every byte after each kill."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compile the library that kills a process at a call, and return its path."""
+    """Compile the library that kills its process at a chosen call (killer.c), and return its path."""
     if sys.platform != "linux" or shutil.which("gcc") is None:
         pytest.skip("the kills need Linux and gcc")
     if subprocess.run(["unshare", "-u", "true"], check=False, capture_output=True).returncode != 0:
@@ -38,7 +38,7 @@ def killer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["one disk", "two disks"])
 def campaign(request: pytest.FixtureRequest, killer: Path, tmp_path: Path) -> Iterator[Callable[[int, int], Figures]]:
-    """Return a function that makes a number of kills from a seed, and returns the figures."""
+    """Return a function that takes a number of kills and a random seed, makes these kills, and returns the figures."""
     content, headers = hub_server.served(kill_commands.REPO, kill_commands.FILES)
     hub = Server(content)
     hub.headers = headers
@@ -46,23 +46,25 @@ def campaign(request: pytest.FixtureRequest, killer: Path, tmp_path: Path) -> It
     commands = Commands(tmp_path, killer, hub.url)
     homes = (memory if request.param == "one disk" else tmp_path) / "homes"
     if request.param == "two disks" and memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("this machine has one file system only")
+        pytest.skip("the test needs two file systems, and this machine has one")
     yield lambda kills, seed: two_homes.run(commands, homes, memory / "volume", kills=kills, seed=seed)
     commands.close()
     hub.close()
     shutil.rmtree(memory)
 
 
-def is_safe(figures: Figures) -> None:
+def assert_no_violation(figures: Figures) -> None:
     print(figures)
     assert not figures.violations, "\n".join(figures.violations[:10])
 
 
-def test_dozens_of_kills_neither_lose_nor_mix_a_byte(campaign: Callable[[int, int], Figures]) -> None:
-    is_safe(campaign(40, 1))
+def test_no_byte_of_two_homes_is_lost_or_mixed_after_40_kills(campaign: Callable[[int, int], Figures]) -> None:
+    assert_no_violation(campaign(40, 1))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [2, 3])
-def test_ten_thousand_kills_neither_lose_nor_mix_a_byte(campaign: Callable[[int, int], Figures], seed: int) -> None:
-    is_safe(campaign(2500, seed))
+def test_no_byte_of_two_homes_is_lost_or_mixed_after_2500_kills(
+    campaign: Callable[[int, int], Figures], seed: int
+) -> None:
+    assert_no_violation(campaign(2500, seed))

@@ -1,4 +1,4 @@
-"""Tests two hosts on one volume at random, against a model that holds the owner of every byte."""
+"""Runs random operations of two hosts that share a volume; compares the disks with a model of every byte's owner."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PLAIN = {
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedVolume]:
-    """Return a volume that two hosts share, with a hub on loopback; each round empties it."""
+    """Return a volume that two hosts share, with a model hub on loopback; each round begins with an empty volume."""
     if not shared_volume.can_share():
         pytest.skip("no right to make a mount namespace, or unshare is missing")
     content: dict[str, bytes] = {}
@@ -50,8 +50,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedVolume]:
     shutil.rmtree(base)
 
 
-def no_violation(shared: SharedVolume, seeds: range) -> Figures:
-    """Run the rounds of the seeds, and assert that none breaks a promise; print the shortest history of the first."""
+def assert_no_violation(shared: SharedVolume, seeds: range) -> Figures:
+    """Run one round for each seed, and return the figures.
+
+    If a round violates a rule, fail with the first violation, and with the shortest history that shows it.
+    """
     figures = Figures()
     failed: dict[int, str] = {}
     for seed in seeds:
@@ -67,12 +70,12 @@ def no_violation(shared: SharedVolume, seeds: range) -> Figures:
 
         history = two_hosts_history.shortened(two_hosts_history.drawn(seed), fails)
         violation = Round(history, shared, Figures()).run()
-        pytest.fail(f"{len(failed)} of {len(seeds)} rounds break a promise: {failed}\n{history}\n{violation}")
+        pytest.fail(f"{len(failed)} of {len(seeds)} rounds violate a rule: {failed}\n{history}\n{violation}")
     return figures
 
 
-def test_two_hosts_at_random_keep_every_byte_with_its_owner(shared: SharedVolume) -> None:
-    figures = no_violation(shared, _SLICE)
+def test_every_byte_stays_with_its_owner_in_30_rounds_of_random_operations_of_two_hosts(shared: SharedVolume) -> None:
+    figures = assert_no_violation(shared, _SLICE)
     assert figures.exits["setup 0"] > len(_SLICE)
     assert figures.exits["undo 0"]
     assert figures.killed
@@ -80,8 +83,8 @@ def test_two_hosts_at_random_keep_every_byte_with_its_owner(shared: SharedVolume
 
 
 @pytest.mark.long
-def test_two_hosts_in_a_thousand_rounds_keep_every_byte_with_its_owner(shared: SharedVolume) -> None:
-    print(no_violation(shared, _ALL))
+def test_every_byte_stays_with_its_owner_in_1000_rounds_of_random_operations_of_two_hosts(shared: SharedVolume) -> None:
+    print(assert_no_violation(shared, _ALL))
 
 
 def move_to_the_other_home(shared: SharedVolume) -> None:
@@ -101,13 +104,13 @@ def move_to_the_volume_without_a_link(shared: SharedVolume) -> None:
     shutil.move(shared.base / "A/home/work", shared.disk / "work")
 
 
-def bend_the_link(shared: SharedVolume) -> None:
+def redirect_the_link(shared: SharedVolume) -> None:
     link = shared.base / "A/home/.cache/pip"
     link.unlink()
     link.symlink_to(shared.disk / "pip")
 
 
-def name_a_blob_wrongly(shared: SharedVolume) -> None:
+def write_a_blob_with_a_wrong_name(shared: SharedVolume) -> None:
     blobs = shared.disk / "cache/hub/models--owner--small/blobs"
     blobs.mkdir(parents=True)
     (blobs / ("0" * 64)).write_text("other content")
@@ -120,11 +123,11 @@ def name_a_blob_wrongly(shared: SharedVolume) -> None:
         (move_below_the_other_link, {"mixed"}),
         (delete_the_file, {"lost"}),
         (move_to_the_volume_without_a_link, {"not at its path"}),
-        (bend_the_link, {"foreign link changed", "not at its path"}),
-        (name_a_blob_wrongly, {"wrong blob"}),
+        (redirect_the_link, {"foreign link changed", "not at its path"}),
+        (write_a_blob_with_a_wrong_name, {"wrong blob"}),
     ],
 )
-def test_oracle_sees_each_kind_of_damage(
+def test_comparison_with_the_model_finds_each_kind_of_damage(
     shared: SharedVolume, damage: Callable[[SharedVolume], None], rules: set[str]
 ) -> None:
     laying = (Operation("A", "write", ("work/a.txt",)), Operation("A", "link", two_hosts_history.HAND_MADE[0]))
@@ -134,19 +137,19 @@ def test_oracle_sees_each_kind_of_damage(
     assert {violation.rule for violation in violations(round_.model, shared, shared.read())} == rules
 
 
-def test_history_of_a_seed_is_always_the_same() -> None:
+def test_equal_seeds_draw_equal_histories_and_other_seeds_draw_others() -> None:
     assert two_hosts_history.drawn(7) == two_hosts_history.drawn(7)
     assert str(two_hosts_history.drawn(7)) != str(two_hosts_history.drawn(8))
 
 
-def test_shortened_history_holds_only_the_operations_that_are_needed() -> None:
+def test_shortened_history_holds_only_the_operations_that_cause_the_failure() -> None:
     history = two_hosts_history.drawn(3)
     needed = {history.operations[1], history.operations[-1]}
     short = two_hosts_history.shortened(history, lambda fewer: needed <= set(fewer.operations))
     assert set(short.operations) == needed
 
 
-def test_host_has_a_name_and_a_home_of_its_own(shared: SharedVolume) -> None:
+def test_each_host_sees_its_own_home_and_only_its_own_mounts(shared: SharedVolume) -> None:
     shared.clear(SAME, _PLAIN)
     for name, host in shared.hosts.items():
         host.ask("write", path="note", text=f"{name}:note:v1\n")
@@ -154,4 +157,4 @@ def test_host_has_a_name_and_a_home_of_its_own(shared: SharedVolume) -> None:
         "A": "A:note:v1\n",
         "B": "B:note:v1\n",
     }
-    assert not list((shared.base / "home").iterdir()), "the mounts are in the namespaces of the hosts"
+    assert not list((shared.base / "home").iterdir()), "the mounts exist only in the namespaces of the hosts"

@@ -1,7 +1,8 @@
-"""Kills commands of two hosts that use one volume in turns, and checks whose every byte is after each kill.
+"""Kills commands of two hosts that use one volume in turns, and checks the owner of every byte after each kill.
 
-Each home relocates a folder of its own and its hub cache. It also has a real folder of the name that the other one
-relocates, which no command may touch. The folders of a cache are shared; every other byte belongs to one home.
+Each home relocates one folder and its hub cache. The name of that folder is also the name of a folder in the other
+home, which is not relocated and which no command may change. Both homes share the hub cache on the volume; every other
+byte belongs to one home.
 """
 
 from __future__ import annotations
@@ -24,17 +25,24 @@ if TYPE_CHECKING:
 
 HUB = ".cache/huggingface/hub"
 _TEMPORARY = re.compile(r"/\.[^/]*\.firstlight-(aside|partial|link)(/|$)")
-_ROUNDS = 12  # the rounds after which a volume starts anew, because its journals grow
-_MOST_KILLS = 4  # the kills of one command before it may complete
+_ROUNDS = 12  # the rounds after which the test starts with a new volume, because the journals grow
+_MOST_KILLS = 4  # at most this many times a command is killed before it may complete
 
 
 class ViolationError(Exception):
-    """Report a broken promise: lost or mixed bytes, a touched folder of the other home, or a run that fails."""
+    """Report lost bytes, bytes of one home in the other, a change in the other home, or a command that fails."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Describe one home: its host, the folder where it lies between its commands, and the folder that it relocates."""
+    """Describe one home.
+
+    Attributes:
+        host: the host name.
+        parked: the folder where the home lies while no command of it runs.
+        folder: the name of the folder that this home relocates.
+        still: the name of the folder that the other home relocates; this home has one too, which stays in place.
+    """
 
     host: str
     parked: Path
@@ -44,7 +52,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Item:
-    """Describe one file of a user by its owner, its name, and the folder in the home that holds it."""
+    """Describe one file of a user: its owner, its name, and the path of the top folder in the home that holds it."""
 
     owner: Owner
     name: str
@@ -53,11 +61,11 @@ class Item:
 
 @dataclass
 class Figures:
-    """Count the kills and what followed them."""
+    """Count what a campaign has done, and hold a text for each violation."""
 
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)  # {kind of command: how often it was killed}
     rounds: int = 0
-    refused: int = 0
+    refused: int = 0  # the undos that `provision` has refused
     violations: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -70,7 +78,7 @@ class Figures:
 
 
 class TwoHomes:
-    """Holds two homes and one volume, and the owner of each file."""
+    """Holds two homes and one volume, and the owner of each content."""
 
     def __init__(self, commands: Commands, homes: Path, volume: Path, chance: random.Random, figures: Figures) -> None:
         self.commands, self.chance, self.figures = commands, chance, figures
@@ -94,7 +102,7 @@ class TwoHomes:
         return self.volume / "root"
 
     def lay(self, template: Path) -> None:
-        """Make two homes with files, and a volume with an environment."""
+        """Make two homes with files, and a volume that is a copy of `template`, which has an environment."""
         for folder in (self.base, self.volume):
             shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(template, self.volume, symlinks=True)
@@ -106,7 +114,7 @@ class TwoHomes:
             self.add(owner, owner.parked / HUB / "common.txt", HUB)
 
     def add(self, owner: Owner, path: Path, folder: str) -> None:
-        """Write a file with bytes that no other file has."""
+        """Write a file of `owner` with bytes that no other file has, and record it as an item."""
         self.number += 1
         content = f"{owner.host} {folder} {path.name} {self.number}\n".encode() * self.chance.choice([1, 40, 500])
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +124,7 @@ class TwoHomes:
         self.items[content] = Item(owner, path.name, folder)
 
     def run(self, owner: Owner, *words: object, **kill: int) -> Ended:
-        """Run a command of a host, with its home at its path."""
+        """Run `provision` with `words` on the host of `owner`, with `owner`'s home at the path that links use."""
         home = self.base / "home" if self.has_one_path else owner.parked
         if self.has_one_path:
             owner.parked.rename(home)
@@ -127,10 +135,10 @@ class TwoHomes:
                 home.rename(owner.parked)
 
     def round(self) -> None:
-        """Let one home do something, kill it, check every byte, and let it complete.
+        """Run one command for one home: kill it some times, check every byte after each kill, and let it complete.
 
         Raises:
-            ViolationError: a promise is broken.
+            ViolationError: a check fails, or the command does not succeed in the end.
         """
         self.figures.rounds += 1
         owner = self.chance.choice(self.owners)
@@ -165,7 +173,7 @@ class TwoHomes:
         ended = self.run(owner, *argv)
         self.calls[kind] = max(self.calls.get(kind, 40), ended.calls)
         what = f"{owner.host} {kind}"
-        # A pull reports it if this home does not lead to the volume's hub, because a run was killed or undone.
+        # After a killed or undone run, this home may not lead to the volume's hub. A pull then exits with 3.
         is_elsewhere = kind == "pull" and "does not lead to the volume's hub" in ended.output
         if ended.code != (3 if is_elsewhere else 0):
             raise ViolationError(f"{what} does not converge: exit {ended.code}: {ended.output[-700:]}")
@@ -174,7 +182,7 @@ class TwoHomes:
             self.check_settled(owner, argv, what)
 
     def use(self, owner: Owner) -> None:
-        """Do what a user or a wipe may do to a home between two commands."""
+        """Change a home as its user or a wipe may do between commands: new files, lost links, deleted model files."""
         own, hub = owner.parked / owner.folder, owner.parked / HUB
         for path, folder in ((own, owner.folder), (hub, HUB)):
             act = self.chance.choice(["nothing", "new file", "link lost", "came back"])
@@ -190,21 +198,24 @@ class TwoHomes:
             shutil.rmtree(model if self.chance.random() < 0.5 else model / "blobs", ignore_errors=True)
 
     def will_merge(self, owner: Owner, name: str) -> bool:
+        """Return whether `relocate` will find both a real folder in the home and a target with entries."""
         path = owner.parked / (HUB if name == "cache" else owner.folder)
         target = self.root / ("cache/huggingface/hub" if name == "cache" else f"relocated/{owner.folder}")
         return path.is_dir() and not path.is_symlink() and target.is_dir() and any(target.iterdir())
 
     def choose_kill(self, kind: str) -> dict[str, int]:
-        """Return a kill at a random call, or in one of five cases at a random time."""
+        """Return {"at": number of a random call}, or in one of five cases {"after": random time in ns}."""
         if self.chance.random() < 0.2:
             return {"after": self.chance.randrange(1_000_000, 100_000_000)}
         return {"at": self.chance.randint(1, self.calls.get(kind, 40))}
 
     def choose_undo(self, owner: Owner) -> list[object] | None:
-        """Return the undo of this home's newest run; None if there is none, or if it is refused and changes nothing.
+        """Return the arguments that undo this home's newest run.
+
+        Return None if no run is left, or if `provision` refuses the undo. A refused undo must change nothing.
 
         Raises:
-            ViolationError: a refused undo has changed something, or its dry run has announced another end.
+            ViolationError: the dry run reports a refusal, but the undo succeeds or changes something.
         """
         flags = self.flags[:2]
         listed = self.run(owner, "undo", "--list", "--json", *flags)
@@ -229,7 +240,7 @@ class TwoHomes:
         return None
 
     def places(self, item: Item) -> tuple[str, ...]:
-        """Return the paths, or prefixes of paths, at which the content of an item may be."""
+        """Return the path prefixes at which the content of an item may be."""
         home = item.owner.parked
         if item.folder == item.owner.still:
             return (f"{home}/{item.folder}/",)
@@ -241,14 +252,20 @@ class TwoHomes:
         return (*at_home, f"{self.root}/relocated/{folder}/", f"{self.root}/relocated/.{folder}.firstlight-")
 
     def untouchable(self, owner: Owner, others: list[Owner]) -> dict[str, object]:
-        """Return the state of everything that a command of this home must not change."""
+        """Return the fingerprint of all files that a command of `owner` must not change."""
         tops = [owner.parked / owner.still]
         for other in others:
             tops += [other.parked, *(self.root / "relocated").glob(f"*{other.folder}*")]
         return self.fingerprint(tops)
 
     def check(self, owner: Owner, before: dict[str, object], what: str, *, is_complete: bool) -> None:
-        """Check that every byte exists, belongs to its owner, and that nothing of the other home is touched.
+        """Check that every content exists where its owner's files may be, and that no file of another home has changed.
+
+        Args:
+            owner: the home whose command has run.
+            before: the result of `untouchable` before the command.
+            what: a description of the command for the error.
+            is_complete: the command has ended without a kill, so no temporary name and no second copy may be left.
 
         Raises:
             ViolationError: a check fails.
@@ -264,13 +281,13 @@ class TwoHomes:
             problem = self.problem_of(item, places.get(content, []), journaled)
             if problem is None and item.folder == HUB and item.owner is not owner:
                 problem = self.unreachable(item, places[content])
-            # After the undo of a run that completed a killed one, both folders hold what the killed one has merged.
+            # If a run completed a killed one and is undone, home and volume both hold what the killed run has merged.
             most = 1 if (item.owner.parked / item.folder).is_symlink() else 2
             if problem is None and is_complete and len(places[content]) > most:
-                problem = f"{item.name} is there {len(places[content])} times: {places[content]}"
+                problem = f"{item.name} exists {len(places[content])} times: {places[content]}"
             if problem is not None:
                 raise ViolationError(f"{what}: {problem}")
-        # Aside from a command that a kill has ended, no temporary name is left.
+        # Only a killed command may leave a temporary name.
         left = [path for path in all_below(self.base, self.root) if _TEMPORARY.search(path)]
         if is_complete and left:
             raise ViolationError(f"{what}: left over: {left[:3]}")
@@ -283,7 +300,7 @@ class TwoHomes:
         return contents
 
     def problem_of(self, item: Item, paths: list[str], journaled: tuple[str, ...]) -> str | None:
-        """Return the reason why the bytes of a file are lost, mixed or not named in a journal; None if they are not."""
+        """Return a text if an item's content is lost, at a foreign path, or in no journal though on the volume."""
         if not paths:
             return f"lost {item.folder}/…/{item.name} of {item.owner.host}"
         wrong = [path for path in paths if not path.startswith(self.places(item))]
@@ -295,14 +312,14 @@ class TwoHomes:
         return None
 
     def unreachable(self, item: Item, paths: list[str]) -> str | None:
-        """Return a text if a home whose cache is a link does not reach a file of its own through it."""
+        """Return a text if the hub cache of the item's home is a link that does not lead to the item; else None."""
         link = item.owner.parked / HUB
         if not link.is_symlink() or any(path.startswith(f"{link.resolve()}/") for path in paths):
             return None
         return f"{item.owner.host} cannot reach {paths[0]} any more"
 
     def check_settled(self, owner: Owner, argv: list[object], what: str) -> None:
-        """Check that the home reaches its files by their old path, and that the same command changes nothing."""
+        """Check that the home reaches its files by their old paths, and that a second run changes nothing."""
         folder = HUB if argv[0] == "setup" or argv[1] == "huggingface" else owner.folder
         link = owner.parked / folder
         if not link.is_symlink():
@@ -319,7 +336,7 @@ class TwoHomes:
             raise ViolationError(f"{what}: the second run is not without a change: {again.output[-500:]}")
 
     def journaled(self) -> tuple[str, ...]:
-        """Return the paths that the journals name."""
+        """Return the paths that any journal names."""
         paths = set[str]()
         for path in (self.root / ".firstlight/journal").glob("*.jsonl"):
             for line in path.read_bytes().splitlines():
@@ -331,7 +348,7 @@ class TwoHomes:
         return tuple(paths)
 
     def fingerprint(self, tops: list[Path]) -> dict[str, object]:
-        """Return {path: kind, size, time, inode and target} of everything below some folders."""
+        """Return {path: (mode, size, time in ns, inode, target of a link)} of all entries below some folders."""
         entries: dict[str, object] = {}
         for path in all_below(*tops):
             status = os.lstat(path)
@@ -341,7 +358,7 @@ class TwoHomes:
 
 
 def run(commands: Commands, homes: Path, volume: Path, *, kills: int, seed: int) -> Figures:
-    """Kill commands until there were `kills` kills, and return the figures; each violation starts a new volume."""
+    """Run rounds until `kills` commands were killed, and return the figures; after a violation, start a new volume."""
     chance = random.Random(seed)  # noqa: S311 (it chooses acts and kills, and needs no secrecy)
     figures = Figures()
     write_definitions(commands.base, commands.wheels)

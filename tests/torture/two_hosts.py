@@ -1,4 +1,4 @@
-"""Runs a history of two hosts on one volume, and compares the disks with the model after each operation."""
+"""Runs a history of two hosts on one volume, and after each operation compares the disks with the model."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ if TYPE_CHECKING:
     from tests.torture.two_hosts_history import History
 
 _GOOD, _CHANGES, _BLOCKED = 0, 3, 4
-# The steps that follow from others: the list of their links, and the removal of folders that they leave empty.
+# The starts of step names that a dry run need not announce: they follow from other steps. "relink.sh" lists the links,
+# and "folder " removes a folder that another step leaves empty.
 _FOLLOWING = ("relink.sh", "folder ")
 _DRY = ("relocate", "repair", "undo")
 
 
 @dataclass
 class Figures:
-    """Count what the rounds have done."""
+    """Count the rounds, the commands, and what became of them."""
 
     rounds: int = 0
     commands: int = 0
     killed: int = 0
-    together: int = 0
-    exits: Counter[str] = field(default_factory=Counter)
-    blocked_at_end: Counter[str] = field(default_factory=Counter)
+    together: int = 0  # how often commands of both hosts ran at the same time
+    exits: Counter[str] = field(default_factory=Counter)  # {"command exit-code": how often}
+    blocked_at_end: Counter[str] = field(default_factory=Counter)  # {"step: error" of the last setup: how often}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Hold the result of one command: its words, exit code, JSON object (None if it printed none) and messages."""
+    """Hold the result of one command of `provision`: its arguments, exit code and output."""
 
     words: list[str]
     code: int
-    result: dict[str, Any] | None
-    text: str
+    result: dict[str, Any] | None  # the JSON object on stdout; None if stdout is not JSON
+    text: str  # stdout and stderr
     killed: bool
 
     @classmethod
@@ -167,7 +168,7 @@ class Round:
             yield from self._succeeded(host, answer, seen)
 
     def _succeeded(self, host: Host, answer: Answer, seen: Survey) -> Iterator[Violation]:
-        """Check what exit code 0 of a command states, and update the model."""
+        """Update the model after a command with exit code 0, and yield what contradicts that exit code."""
         if answer.words[0] in {"setup", "repair"}:
             yield from self._settled(host, answer, seen)
         elif answer.words[0] == "undo":
@@ -176,13 +177,16 @@ class Round:
             yield from self._found(host, answer)
 
     def _may_run(self, host: Host, seen: Survey) -> bool:
-        """Return whether the command may run: an absent volume without any sign of it is a new folder to anyone."""
+        """Return whether to run a command: the volume is mounted, or a link in the home leads to it.
+
+        Without both, `provision` would use the empty mount point as a new root.
+        """
         if host.mounted:
             return True
         return any(target.startswith(f"{host.volume}/") for target in seen.links.values())
 
     def _argv(self, operation: Operation, host: Host) -> list[str]:
-        """Return the words of a command; none where it names a run and there is no such run."""
+        """Return the arguments of `provision` for an operation; [] if it needs a run of a host that has none."""
         definition = ["--host", str(host.definition), "--json"]
         place = [*definition, "--envs", str(host.base / "envs")]
         match operation.act, operation.about:
@@ -265,7 +269,7 @@ class Round:
         return host
 
     def _settled(self, host: Host, answer: Answer, seen: Survey) -> Iterator[Violation]:
-        """Check what exit code 0 of setup or repair states, and update the model."""
+        """Update the model after a successful setup or repair; yield steps with work left, and links not restored."""
         user = self.model.users[host.name]
         user.settled = True
         user.linked = user.linked or answer.words[0] == "setup"
@@ -297,7 +301,7 @@ class Round:
             }
 
     def _found(self, host: Host, answer: Answer) -> Iterator[Violation]:
-        """Check that a program of the home finds a pulled model in the hub cache of the client."""
+        """Yield a violation if files of a pulled model are not in ~/.cache/huggingface, where huggingface_hub looks."""
         repo, files = MODELS[answer.words[2]]
         folder = f".cache/huggingface/hub/{cache_folder(repo)}/snapshots/{hub_server.REVISION}"
         seen = host.survey().files
@@ -327,7 +331,10 @@ class Round:
                 self.model.users[host.name].settled = True
 
     def _ended(self) -> Iterator[Violation]:
-        """Mount the volume on both hosts; setup must then converge, and not drift in turns."""
+        """Mount the volume on both hosts and run repair, setup, setup and status on each; yield the violations.
+
+        Setup must succeed, and the setup of one host must not undo that of the other.
+        """
         for host in self.volume.hosts.values():
             host.ask("release")
             host.ask("mount")
@@ -365,7 +372,7 @@ def _other(name: str) -> str:
 
 
 def _compared(dry: Answer, answer: Answer) -> Iterator[Violation]:
-    """Yield a violation where a dry run has announced something else than the run has done."""
+    """Yield a violation if a run has changed other steps than its dry run announced, or has another exit code."""
     announced = {name for name, row in dry.outcomes.items() if row["after"] == "drifted"}
     others = {name for name in answer.changed - announced if not name.startswith(_FOLLOWING)}
     expected = _GOOD if dry.code == _CHANGES else dry.code

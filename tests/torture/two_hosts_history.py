@@ -16,7 +16,8 @@ PRIVATE = ("work", "proj", "notes")
 MISSING = "nothere"
 _FILES = [f"{top}/{name}" for top in PRIVATE for name in ("a.txt", "b.txt", "deep/c.txt")]
 _FILES += [f"{top}/{name}" for top in CACHES.values() for name in ("hub/shared.txt", "own.txt")]
-# (path of the link, folder below the volume or the host's own disk, file in it)
+# Links that a user makes by hand: (path in the home, disk of the target: the volume or the host's own NVMe disk, folder
+# on that disk with {} for the host, file in that folder).
 HAND_MADE = (
     (".cache/pip", "nvme", "pip", "seed.txt"),
     (".cache/torch", "volume", "torch-of-{}", "seed.txt"),
@@ -25,7 +26,8 @@ HAND_MADE = (
     ("proj", "volume", "projects-of-{}", "seed.txt"),
     ("work", "nvme", "work", "seed.txt"),
 )
-# The commands of `provision`, with how often each is drawn.
+# {command of `provision`: its weight in the random choice}. "undo" takes the newest run, "undo own" a random run of the
+# same host, "undo other" one of the other host.
 _COMMANDS = {
     "setup": 10,
     "repair": 8,
@@ -37,6 +39,7 @@ _COMMANDS = {
     "pull": 3,
     "remove": 1,
 }
+# {kind of operation: its weight in the random choice}
 _EVENTS = {
     "write": 16,
     "delete": 2,
@@ -54,7 +57,15 @@ _EVENTS = {
 
 @dataclass(frozen=True)
 class Operation:
-    """Describe one operation: the host, the act, its arguments, and the change before which it is killed."""
+    """Describe one operation.
+
+    Attributes:
+        host: the host that acts.
+        act: the kind of operation, or the command.
+        about: the arguments.
+        kill: the number of the file system change before which the command is killed; None: it is not killed.
+        beside: a command of the other host that runs at the same time.
+    """
 
     host: str
     act: str
@@ -70,7 +81,15 @@ class Operation:
 
 @dataclass(frozen=True)
 class History:
-    """Describe one round: its seed, the layout, the host.toml of each host, and the operations."""
+    """Describe one round.
+
+    Attributes:
+        seed: the random seed.
+        layout: the paths of homes and mount points.
+        definitions: {host: text of its host.toml}.
+        relocated: {host: the caches and folders that its host.toml relocates}.
+        operations: the operations in order.
+    """
 
     seed: int
     layout: Layout
@@ -85,7 +104,7 @@ class History:
 
 
 def drawn(seed: int) -> History:
-    """Return the history of a seed."""
+    """Return the random history of a seed; it is the same at every call."""
     chance = random.Random(seed)  # noqa: S311 (it draws a test's history, not a secret)
     layout = chance.choice([SAME, SAME, SAME, OTHER_MOUNT, OTHER_HOME])
     definitions, relocated = {}, {}
@@ -133,7 +152,7 @@ def _command(chance: random.Random, host: str, *, may_die: bool) -> Operation:
 
 
 def shortened(history: History, fails: Callable[[History], bool]) -> History:
-    """Return a history that still fails, from which no operation can be dropped."""
+    """Drop operations for which `fails` stays True without them; return the shortest history found."""
     size = max(1, len(history.operations) // 2)
     while size:
         start = 0

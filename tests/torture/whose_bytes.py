@@ -1,4 +1,4 @@
-"""Models whose every byte is: the files, links and expectations of the users of two hosts on one volume."""
+"""Models which user owns which bytes: the files and links that the users of two hosts on one volume must find."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNFINISHED = (".firstlight-partial", ".firstlight-aside")
 
 @dataclass(frozen=True)
 class Violation:
-    """Describe one broken promise: its rule, and what was expected and seen."""
+    """Describe one violation: the name of the rule, and what was expected and found."""
 
     rule: str
     detail: str
@@ -32,16 +32,17 @@ class Violation:
 
 @dataclass
 class User:
-    """Hold what the model knows of one host's user.
+    """Hold what one host's user must find.
 
     Attributes:
-        files: {content: path in the home} of the files that the user must find at their old paths.
-        kept: the contents that must exist, though their old paths lead nowhere since a wipe.
-        links: {path: text} of the links that the user has made.
-        adopted: the links onto the volume that were in place when setup succeeded; a repair brings them back.
-        due: the adopted links that a wipe has removed.
-        settled: setup or repair has succeeded since the last wipe or kill.
-        linked: setup has succeeded, and no wipe, kill or undo since.
+        files: {content: path in the home} of the files that must be at these paths.
+        kept: the contents that must exist somewhere, after a wipe has removed the links that led to them.
+        links: {path: target} of the links that the user has made by hand.
+        adopted: {path: target} of the links to the volume that the user had made when setup succeeded. After a wipe,
+            repair makes them again.
+        due: {path: target} of the adopted links that a wipe has removed and that repair must make again.
+        settled: whether setup or repair has succeeded since the last wipe or kill.
+        linked: whether setup has succeeded, without a wipe, kill or undo after it.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -66,25 +67,33 @@ class User:
 
 @dataclass
 class Model:
-    """Hold both users, and the contents that no user claims any more."""
+    """Hold both users, the contents that belong to no user any more, and the number of contents drawn so far."""
 
     users: dict[str, User] = field(default_factory=lambda: {name: User() for name in HOSTS})
     released: set[str] = field(default_factory=set)
     versions: int = 0
 
     def new_text(self, owner: str, path: str) -> str:
-        """Return a content that names its owner, its path and its version."""
+        """Return a new content, which names its owner, its path and its version."""
         self.versions += 1
         return f"{owner}:{path}:v{self.versions}\n"
 
     def forget(self, text: str | None) -> None:
-        """Forget a content that a user has deleted or overwritten."""
+        """Remove a content that a user has deleted or overwritten from the model; None removes nothing."""
         for user in self.users.values():
             user.files.pop(text or "", None)
             user.kept.discard(text or "")
 
     def wiped(self, owner: str, seen: Survey, reading: Reading) -> None:
-        """Update the model after a wipe: what lay only in the home is gone; links are gone, and adopted ones due."""
+        """Update the model after a wipe of a home.
+
+        The contents that were only in the home, and all links, are gone. The adopted links become due.
+
+        Args:
+            owner: the host whose home was wiped.
+            seen: the home before the wipe.
+            reading: all disks after the wipe.
+        """
         user = self.users[owner]
         unfinished = not user.settled
         whole = {
@@ -107,7 +116,7 @@ class Model:
         user.is_unsettled()
 
     def gave_away(self, owner: str, reading: Reading) -> None:
-        """Release the contents that the other user has taken off the volume with --yes."""
+        """Release the contents of `owner` that the other host's `undo --yes` has moved away from the volume."""
         user = self.users[owner]
         gone = user.contents - reading.own_texts(owner)
         self.released |= gone & reading.texts()
@@ -117,13 +126,13 @@ class Model:
 
 
 def top_of(path: str) -> str:
-    """Return the folder of the home that is relocated as a whole: ~/work, or a tool's folder in ~/.cache."""
+    """Return the folder in the home that is relocated as a whole: the first part of a path; with .cache, two parts."""
     parts = path.split("/")
     return "/".join(parts[:2]) if parts[0] == ".cache" else parts[0]
 
 
 def violations(model: Model, volume: SharedVolume, reading: Reading) -> Iterator[Violation]:
-    """Yield each broken promise about bytes and links that the state of all disks shows."""
+    """Yield each violation of a rule about contents and links that a reading of all disks shows."""
     for name, user in model.users.items():
         seen = volume.hosts[name].survey()
         yield from _missing(name, user, reading)
@@ -150,7 +159,7 @@ def _changed_links(name: str, user: User, seen: Survey) -> Iterator[Violation]:
 
 
 def _mixed(name: str, user: User, seen: Survey, released: set[str]) -> Iterator[Violation]:
-    """Yield a violation for each private file of the other host that this host's home shows."""
+    """Yield a violation for each private content of the other host that is reachable from this host's home."""
     other = next(host for host in HOSTS if host != name)
     for path, (real, text) in seen.files.items():
         is_private = text.startswith(f"{other}:") and not text.startswith(f"{other}:.cache/")
@@ -164,7 +173,7 @@ def _wrong_blobs(volume: SharedVolume, reading: Reading) -> Iterator[Violation]:
         if kind == "file" and blob and text != blob.group(1):
             content = (volume.disk / path).read_bytes()
             if blob.group(1) not in {hashlib.sha256(content).hexdigest(), git_sha1(content)}:
-                yield Violation("wrong blob", f"{path} has other content than its name says")
+                yield Violation("wrong blob", f"the content of {path} does not have the checksum in its name")
 
 
 def _unreachable(name: str, user: User, host: Host, seen: Survey, reading: Reading) -> Iterator[Violation]:
@@ -173,7 +182,7 @@ def _unreachable(name: str, user: User, host: Host, seen: Survey, reading: Readi
     own = reading.own_texts(name)
     for text, path in sorted(user.files.items()):
         if text not in own:
-            continue  # it is lost or stolen
+            continue  # _missing reports this content
         tops = {top_of(found) for found, (_, there) in seen.files.items() if there == text}
         if top_of(path) not in tops:
             yield Violation("not at its path", f"{text!r} of host {name} is not at ~/{path}: {_places(reading, text)}")
@@ -197,7 +206,7 @@ def changed_for_other(other: str, before: Reading, after: Reading) -> Iterator[V
 
 
 def changed_at_all(before: Reading, after: Reading) -> str:
-    """Return the differences of two readings, without locks and cached measurements."""
+    """Return the differences of two readings as text, without locks and cached measurements; "" if there are none."""
     parts = (
         (disk, difference(lasting(before.trees[disk]), lasting(after.trees[disk]))) for disk in sorted(before.trees)
     )

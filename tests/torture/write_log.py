@@ -1,4 +1,4 @@
-"""Compiles the recorder, runs a program under it, and converts its log to steps of a disk."""
+"""Compiles the recorder of writes, runs a program under it, and converts the log to steps of a modelled disk."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _FIXED = struct.Struct("<c10Q")
 
 @dataclass(frozen=True)
 class Recording:
-    """Hold the changes of a program to some folders: the disk before it, and the steps in order."""
+    """Hold the changes that a program has made to some folders: the disk before the program, and the steps in order."""
 
     before: Disk
     steps: tuple[Step, ...]
 
     def after(self) -> Disk:
-        """Return the disk after all steps."""
+        """Return a new disk, on which all steps are applied."""
         disk_after = self.before.copy()
         for step in self.steps:
             disk_after.apply(step)
@@ -36,7 +36,7 @@ class Recording:
 
 
 def build(folder: Path) -> Path:
-    """Compile the recorder with gcc.
+    """Compile the recorder with gcc into a folder, and return the path of the library.
 
     Raises:
         FileNotFoundError: gcc is missing.
@@ -59,8 +59,8 @@ def record(
         library: the compiled recorder.
         argv: the program and its arguments.
         tops: {recorded folder: number of the file system that it simulates}.
-        log: the path of the log, outside of these folders.
-        environ: environment variables that are added to this process's.
+        log: the path of the log, which is outside of the recorded folders.
+        environ: environment variables to add to those of this process.
 
     Raises:
         AssertionError: the program failed, or a change was not recorded.
@@ -86,7 +86,10 @@ def record(
 
 
 class _Reader:
-    """Converts log records to steps and tracks nodes by device and inode; a reused inode number becomes a new node."""
+    """Converts the records of a log to steps.
+
+    It tracks nodes by device and inode; an inode number that the file system uses again becomes a new node.
+    """
 
     def __init__(self, before: Disk, numbers: dict[tuple[int, int], int], tops: dict[int, int]) -> None:
         self.now = before.copy()
