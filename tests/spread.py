@@ -1,4 +1,4 @@
-"""Distributes the tests over processes: by file, the longest files first."""
+"""Distributes the tests over worker processes: whole files, and first those that take longest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds records for tests, starts commands, and provides fixtures with real measurements."""
+"""Builds the records of runs, returns command lines of `bench`, and provides fixtures with real measurements."""
 
 from __future__ import annotations
 
@@ -32,18 +32,21 @@ if TYPE_CHECKING:
 
 
 def a_case(**changes: Any) -> Case:
-    """Return the smallest case, with changes."""
+    """Return the case of the smallest model on the CPU; `changes` replace fields of the case."""
     case = Case(model="tiny-ddpm", device="cpu", dtype="fp32", scheduler="ddim", steps=4, batch=1, height=16, width=16)
     return replace(case, **changes)
 
 
 def a_host(*, cpu_share: float | None = 0.97, steal_share: float | None = 0.0) -> Host:
-    """Return the load of an undisturbed host, unless a share is changed."""
+    """Return the load of a host with two threads that no other program disturbs, unless a share says otherwise."""
     return Host(threads=2, cpu_share=cpu_share, steal_share=steal_share, load_average=1.0)
 
 
 def a_result(case: Case | None = None, **changes: Any) -> Result:
-    """Return the result of a successful case: three images of 2 s, with four steps of 0.5 s each."""
+    """Return the result of a successful case: three images of 2 s, with four steps of 0.5 s each.
+
+    `changes` replace fields of the result.
+    """
     result = Result(
         case=case or a_case(),
         status=Status.OK,
@@ -60,7 +63,10 @@ def a_result(case: Case | None = None, **changes: Any) -> Result:
 
 
 def a_run(*results: Result, **changes: Any) -> Run:
-    """Return a run with a fixed verdict, whatever its results are."""
+    """Return a run of the tiny suite with the verdict pass; `results` defaults to one successful result.
+
+    `changes` replace fields of the run.
+    """
     run = Run(
         schema=SCHEMA,
         id="20260102T030405Z-tiny-abcdef",
@@ -75,34 +81,35 @@ def a_run(*results: Result, **changes: Any) -> Run:
 
 
 def machine(cpu: str, gpus: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a machine's facts as a run stores them."""
+    """Return the facts of a machine in the form in which a run stores them; `gpus` are names."""
     return {"cpu": cpu, "cores": 2, "memory_bytes": 8_000_000_000, "gpus": [{"name": name} for name in gpus]}
 
 
 def command(*words: object) -> list[str]:
-    """Return the command line of `bench` as make starts it."""
+    """Return the command line of `bench` with these arguments, run by this interpreter."""
     return [sys.executable, "-m", "bench", *map(str, words)]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment, with the checkout on PYTHONPATH, since the working folder differs."""
+    """Return this process's environment variables, with the checkout on PYTHONPATH, and with `changes`."""
     return dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)} | changes
 
 
 def result_of(found: dict[str, Any], name: str) -> Result:
+    """Return the result that measure_cases.py has stored under a name; `found` is the output of that program."""
     result: Result = record(found[name]["result"], Result, name)
     return result
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder for the pictures of the measured process."""
+    """Return the folder into which measure_cases.py writes its pictures and snapshots."""
     return tmp_path_factory.mktemp("measured")
 
 
 @pytest.fixture(scope="session")
 def found(measured_python: Path, folder: Path) -> dict[str, Any]:
-    """Return the output of measure_cases.py, from one process."""
+    """Run measure_cases.py once, and return its output: {name: result and events of a measured case, and others}."""
     script = Path(__file__).with_name("measure_cases.py")
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     done = subprocess.run(
@@ -114,7 +121,7 @@ def found(measured_python: Path, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def _default_sigint() -> Iterator[None]:
-    """Restore SIGINT's default: a shell that starts pytest in the background ignores it, and children inherit that."""
+    """Give SIGINT its default handler: a shell starts background programs and so their children with it ignored."""
     kept = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, kept)
@@ -122,7 +129,7 @@ def _default_sigint() -> Iterator[None]:
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
-    """Return the driver of a healthy H100 without other processes."""
+    """Replace pynvml by the recorded answers of a healthy H100 on which no other process runs."""
     fake_driver = Driver("h100", monkeypatch)
     fake_driver.answers["nvmlDeviceGetComputeRunningProcesses"] = []
     fake_driver.answers["nvmlDeviceGetCurrentClocksThrottleReasons"] = 0
@@ -138,6 +145,12 @@ def progress() -> RecordedProgress:
 def validate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> Callable[..., HostValidation]:
+    """Return a function that validates with the program of fake_examiner.py in place of the worker.
+
+    Its arguments are Python code that changes the program, the seconds of a soak, the soak rounds that fit into them,
+    and fields of the request.
+    """
+
     def run_program(program: str = "", *, soak: float | None = None, rounds: int = 1, **changes: Any) -> HostValidation:
         file = tmp_path / "examiner.py"
         file.write_text(EXAMINER + program + END)

@@ -1,4 +1,4 @@
-"""Run the checks for checks/test_run.py with real torch, in one process, also on devices with planted faults."""
+"""Runs the checks of `bench validate` for checks/test_run.py: real torch, correct devices, and simulated faults."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ TINY = (
     sampling_speed.Kind("tiny-sd", "bf16", "dpmpp-karras", 64),
 )
 MEMORY = 64 << 20
-# The index of an 8-byte word in the second block, and the number of one bit.
+# The index of the 8-byte word whose bit `flipped` changes, and the number of that bit.
 WORD, BIT = (1 << 20) + 7, 17
 
 
 class Changed(checked_device.Cpu):
-    """Imitate a CPU with wrong products: all of them, or those of every third burst."""
+    """Simulates a CPU whose matrix products `change` alters: all of them, or, used as a context, every third burst."""
 
     def __init__(self, change: Callable[[Any], Any]) -> None:
         super().__init__(torch)
@@ -57,7 +57,7 @@ class Changed(checked_device.Cpu):
 
 
 class Small(checked_device.Cpu):
-    """Imitate a CPU with a given amount of free memory."""
+    """Simulates a CPU with `free` bytes of free memory; None: the amount is unknown."""
 
     def __init__(self, free: int | None) -> None:
         super().__init__(torch)
@@ -68,7 +68,7 @@ class Small(checked_device.Cpu):
 
 
 class Counted(checked_device.Cpu):
-    """Imitate a CPU on which a call takes as many seconds as it returns, while no real time passes."""
+    """Simulates a CPU on which a timed call takes as many seconds as it returns, while no real time passes."""
 
     def __init__(self) -> None:
         super().__init__(torch)
@@ -84,39 +84,39 @@ class Counted(checked_device.Cpu):
 
 
 def one_off(result: Any) -> Any:
-    """Change one number by its usual size, like a flipped bit of its exponent."""
+    """Change one number of a result by 32, the typical size of these numbers, as a flipped exponent bit does."""
     result[3, 5] += 32.0 * (1 if result[3, 5] > 0 else -1)
     return result
 
 
 def no_number(result: Any) -> Any:
-    """Replace one number by NaN."""
+    """Replace one number of a result by NaN."""
     result[3, 5] = float("nan")
     return result
 
 
 def last_bit(result: Any) -> Any:
-    """Flip the last bit of one number."""
+    """Flip the lowest bit of one number of a result."""
     result.view(torch.int32)[0, 0] ^= 1
     return result
 
 
 def all_of(readings: Iterator[Reading]) -> list[Any]:
-    """Return the readings in JSON's types."""
+    """Return the readings as dicts and lists, as JSON has them."""
     return [plain(reading) for reading in readings]
 
 
-def soon(seconds: float = 600.0) -> float:
-    """Return the time (time.perf_counter) after this many seconds."""
+def deadline(seconds: float = 600.0) -> float:
+    """Return the value of time.perf_counter in this many seconds, as a deadline."""
     return time.perf_counter() + seconds
 
 
 def numbers() -> dict[str, Any]:
-    """Check the arithmetic of a correct CPU, and of CPUs with each kind of error."""
+    """Check the arithmetic of a correct CPU, and of simulated CPUs with each kind of error."""
     readings = {"well": all_of(compute.numerics(checked_device.access(torch, "cpu"), soon()))}
     for name, change in (("one off", one_off), ("NaN", no_number), ("all off", lambda reading: reading * 1.05)):
         readings[name] = [
-            reading for reading in all_of(compute.numerics(Changed(change), soon())) if "product" in reading["name"]
+            reading for reading in all_of(compute.numerics(Changed(change), deadline())) if "product" in reading["name"]
         ]
     fp8 = Reading("numerics", "matrix product fp8", "cpu", "", None)
     readings["fp8"] = plain(compute._numerics_of_product(checked_device.access(torch, "cpu"), "fp8", fp8))
@@ -124,49 +124,49 @@ def numbers() -> dict[str, Any]:
 
 
 def flipped(_: Any, chunks: Any) -> None:
-    """Flip one bit of one word."""
+    """Flip one bit of one word in the first block, after any pattern was written."""
     chunks[0][WORD] ^= 1 << BIT
 
 
 def flipped_in_one(pattern: str, chunks: Any) -> None:
-    """Flip one bit in one pattern only."""
+    """Flip one bit after one of the patterns was written, and none after the others."""
     if pattern == "0xAA":
         chunks[0][3] ^= -(1 << 63)
 
 
 def aliased(_: str, chunks: Any) -> None:
-    """Imitate a stuck address line: the data of one half of a block is also in the other."""
+    """Copy one half of a block over the other, as a stuck address line does."""
     half = 1 << 19
     chunks[0][:half] = chunks[0][half : 2 * half]
 
 
 def memories() -> dict[str, Any]:
-    """Test the memory of CPUs with and without errors."""
+    """Test the memory of simulated CPUs: without errors, with each kind of error, with too little memory or time."""
     device, written = Small(MEMORY), []
 
     def seen(name: str, chunks: Any) -> None:
         written.append((name, len({int(word) for word in chunks[0][:1000]}), sum(map(len, chunks))))
 
     readings = {
-        "well": all_of(memory_patterns.memory(device, soon(), seen)),
-        "flipped": all_of(memory_patterns.memory(device, soon(), flipped)),
-        "flipped in one": all_of(memory_patterns.memory(device, soon(), flipped_in_one)),
-        "aliased": all_of(memory_patterns.memory(device, soon(), aliased)),
-        "small": all_of(memory_patterns.memory(Small(1 << 20), soon())),
-        "unknown": all_of(memory_patterns.memory(Small(None), soon())),
-        "late": all_of(memory_patterns.memory(device, soon(0.0))),
+        "well": all_of(memory_patterns.memory(device, deadline(), seen)),
+        "flipped": all_of(memory_patterns.memory(device, deadline(), flipped)),
+        "flipped in one": all_of(memory_patterns.memory(device, deadline(), flipped_in_one)),
+        "aliased": all_of(memory_patterns.memory(device, deadline(), aliased)),
+        "small": all_of(memory_patterns.memory(Small(1 << 20), deadline())),
+        "unknown": all_of(memory_patterns.memory(Small(None), deadline())),
+        "late": all_of(memory_patterns.memory(device, deadline(0.0))),
     }
 
     def late(pattern: str, _: object) -> None:
         if pattern == "own address inverted":
-            CLOCK.added += 3600  # more time than the limit
+            CLOCK.added += 3600  # now the time limit has passed
 
-    readings["slow"] = all_of(memory_patterns.memory(Small(MEMORY // 4), soon(), late))
+    readings["slow"] = all_of(memory_patterns.memory(Small(MEMORY // 4), deadline(), late))
     return readings | {"written": written}
 
 
 def variants_of_a_rate() -> dict[str, Any]:
-    """Measure the fastest of several variants, with given times and memory."""
+    """Measure the fastest of several variants whose times and memory needs are given."""
 
     def variant(amount: float, seconds: float, room: int = 0) -> checked_device.Variant:
         return checked_device.Variant(amount, {"amount": amount}, room, lambda: lambda: seconds)
@@ -179,21 +179,21 @@ def variants_of_a_rate() -> dict[str, Any]:
         "second has no time": [variant(10, 2.0), variant(1e6, 1.0)],
         "no room": [variant(10, 1.0, 251)],
     }.items():
-        readings[name] = plain(checked_device.timed_best(BLANK, device, variants, soon()))
+        readings[name] = plain(checked_device.timed_best(BLANK, device, variants, deadline()))
     calls_before = len(device.seconds_of_calls)
-    readings["no time"] = plain(checked_device.timed_best(BLANK, device, [variant(10, 1.0)], soon(0.0)))
+    readings["no time"] = plain(checked_device.timed_best(BLANK, device, [variant(10, 1.0)], deadline(0.0)))
     return readings | {"calls in no time": len(device.seconds_of_calls) - calls_before}
 
 
 def burst() -> list[Any]:
-    """Run the load on a CPU with a wrong bit in every third burst."""
+    """Run the sustained load on a simulated CPU with one wrong bit in every third burst."""
     device = Changed(last_bit)
     device.is_well = True
-    return all_of(compute.sustained(device, soon(2.0), lambda: device))
+    return all_of(compute.sustained(device, deadline(2.0), lambda: device))
 
 
 def stopped() -> dict[str, Any]:
-    """Return the reading that each error becomes; torch raises those that a CPU can cause."""
+    """Return {kind of error: the reading that the error becomes}; real torch raises the errors where a CPU can."""
 
     def raised(error: Exception) -> Any:
         raise error
@@ -211,15 +211,15 @@ def stopped() -> dict[str, Any]:
 
 
 def looped() -> dict[str, Any]:
-    """Measure sampling loops: normal, without time, without memory, and with NaN."""
+    """Measure sampling loops: with enough of all, without time, without memory, and with a NaN in the weights."""
     device = checked_device.access(torch, "cpu")
     readings = {
-        "well": all_of(sampling_speed.loop(device, soon(), TINY)),
-        "late": all_of(sampling_speed.loop(device, soon(0.0), TINY)),
+        "well": all_of(sampling_speed.loop(device, deadline(), TINY)),
+        "late": all_of(sampling_speed.loop(device, deadline(0.0), TINY)),
         "no time": all_of(
-            sampling_speed.loop(device, soon(30.0), (sampling_speed.Kind("ddpm-cat-256", "fp32", "ddim", 4096),))
+            sampling_speed.loop(device, deadline(30.0), (sampling_speed.Kind("ddpm-cat-256", "fp32", "ddim", 4096),))
         ),
-        "no room": all_of(sampling_speed.loop(Small(1000), soon(), TINY[1:])),
+        "no room": all_of(sampling_speed.loop(Small(1000), deadline(), TINY[1:])),
     }
 
     def poisoned(self: components.Model, component: Any, device: str) -> Any:
@@ -229,14 +229,14 @@ def looped() -> dict[str, Any]:
 
     components.Model._fill = poisoned  # type: ignore[method-assign]
     try:
-        readings["poisoned"] = all_of(sampling_speed.loop(device, soon(), TINY[:1]))
+        readings["poisoned"] = all_of(sampling_speed.loop(device, deadline(), TINY[:1]))
     finally:
         components.Model._fill = FILL  # type: ignore[method-assign]
     return readings
 
 
 def sums() -> list[bool]:
-    """Check a right and a wrong sum of two ranks."""
+    """Return the judgement of the link check on a right and on a wrong sum of two ranks."""
     numbers = torch.arange(1000)
     right = numbers.float() * 3
     wrong = right.clone()
@@ -245,7 +245,7 @@ def sums() -> list[bool]:
 
 
 def examined() -> dict[str, Any]:
-    """Run a whole examination in this process."""
+    """Run whole examinations in this process: a complete one, a lost device, a wrong phase name, and a busy GPU."""
     events: list[WorkerEvent] = []
     request = Examination("cpu", time.time(), 3.0, ("copy", "numerics", "pinned"))
     run.examine(request, events.append, iter(["again 1.5 copy threads\n", "enough\n", "again 1 copy\n"]))
@@ -275,12 +275,12 @@ def examined() -> dict[str, Any]:
 
 
 def lines(events: list[WorkerEvent]) -> list[dict[str, Any]]:
-    """Return the events in JSON's types, as their lines contain them."""
+    """Return the events as dicts, as a worker prints them in lines of JSON."""
     return [json.loads(worker_events.encode(event)) for event in events]
 
 
 def examine_busy_gpu(request: Examination) -> list[WorkerEvent]:
-    """Examine a GPU that another process holds exclusively."""
+    """Examine a GPU that raises the error of a card that another process uses exclusively."""
     events: list[WorkerEvent] = []
     original = checked_device.access
 
@@ -307,18 +307,20 @@ def main() -> None:
         "memories": memories(),
         "variants": variants_of_a_rate(),
         "stopped": stopped(),
-        "product": all_of(compute.product(device, soon(1.5))),
-        "convolution": all_of(compute.convolution(device, soon(1.5))),
-        "copy": all_of(copies.copy(device, soon(0.5))),
-        "sustained": all_of(compute.sustained(device, soon(1.0))),
+        "product": all_of(compute.product(device, deadline(1.5))),
+        "convolution": all_of(compute.convolution(device, deadline(1.5))),
+        "copy": all_of(copies.copy(device, deadline(0.5))),
+        "sustained": all_of(compute.sustained(device, deadline(1.0))),
         "burst": burst(),
-        "thread": all_of(compute.threads(device, soon(1.0))),
+        "thread": all_of(compute.threads(device, deadline(1.0))),
     }
     torch.set_num_threads(2)
     results |= {
-        "threads": all_of(compute.threads(device, soon(1.0))),
+        "threads": all_of(compute.threads(device, deadline(1.0))),
         "threads after": torch.get_num_threads() == 2,
-        "late": [all_of(probe(device, soon(0.0))) for probe in (compute.numerics, compute.sustained, compute.threads)],
+        "late": [
+            all_of(probe(device, deadline(0.0))) for probe in (compute.numerics, compute.sustained, compute.threads)
+        ],
     }
     torch.set_num_threads(1)
     results |= {"loops": looped(), "sums": sums(), "examined": examined()}

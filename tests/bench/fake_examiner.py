@@ -1,4 +1,4 @@
-"""Holds a program that replaces the worker of an examination: a healthy H100, unless a test changes it."""
+"""Holds a program that replaces the worker of an examination, and reports the readings of a healthy H100."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL
 TWO = "COUNT = 2\n"
 
 UUID = "GPU-00000000-0000-0000-0000-000000000090"  # of tests/data/cards/h100.json
-# A test can define `before`, which changes `values`. `turn` counts the runs of a phase on this device, over all workers
-# of the test; `device` is the examined device.
+# A test can append a function `before(phase, turn, values)`, which changes the values of a phase. `turn` counts the
+# runs of the phase on this device from 1, over all workers of the test. The global `device` is the examined device.
 EXAMINER = f"""
 import json, os, signal, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
@@ -87,14 +87,16 @@ END = "\nmain()\n"
 
 
 def changed_in(phase: str, change: str, *, turns: str = "True") -> str:
-    """Return a program that changes the values in a phase, at some of its turns."""
+    """Return code for the program that runs the statement `change` in a phase, at the turns for which `turns` holds."""
     return f"def before(phase, turn, values):\n    if phase == {phase!r} and ({turns}): {change}\n"
 
 
 def judgements_of(validation: HostValidation, rule: str) -> list[Judgement]:
+    """Return the judgements of one rule, such as "product"."""
     assert validation.run.validation is not None
     return [judgement for judgement in validation.run.validation.judgements if judgement.rule == rule]
 
 
 def logged_phases() -> list[str]:
+    """Return "DEVICE PHASE" for each phase that the program has run, in order."""
     return Path("phases").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Holds programs that replace the worker: their common beginning, and one that answers at once."""
+"""Holds programs that replace the worker: their common beginning, and one that reports images at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def emit(event):
 request = json.loads(sys.stdin.readline())
 case = record(request["case"], Case, "case")
 """
-# A test can change the values. The program appends each request to a file, so `turn` counts its runs.
+# A test can append code that changes the values. The program appends its request to a file; `turn` is the number of
+# requests in it, so it counts the runs of the program from 1.
 WORKER = (
     PRELUDE
     + """
@@ -50,7 +51,7 @@ def end(status=Status.OK, reason=None):
 """
 )
 PLAIN = "for _ in range(6): image()\nend()\n"
-# Generates one image per line "go".
+# Reports one image for each line "go" on stdin.
 PACED_IMAGES = """
 emit({"phase": "samples"})
 turns = Path("turns")
@@ -62,7 +63,7 @@ end()
 
 
 class RecordedProgress:
-    """Store the progress instead of showing it."""
+    """Stores the progress instead of showing it: reported lines in `lines`, redrawn ones in `updates`."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

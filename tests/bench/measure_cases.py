@@ -1,4 +1,4 @@
-"""Measure cases for test_measurement.py with real torch and diffusers, in one process, since importing them is slow."""
+"""Measures cases with real torch and diffusers for the tests of bench/worker; one process, as imports are slow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CAT = Case("ddpm-cat-256", "cpu", "fp32", "ddpm", steps=50, batch=1, height=64, 
 SD = Case("stable-diffusion-v1-5", "cpu", "fp32", "dpmpp-karras", steps=20, batch=1, height=512, width=512)
 FOLDER = Path(sys.argv[1])
 FILL = components.Model._fill
-# (tiny model, task) for every task.
+# (model, task) for each task of each tiny model.
 TASKS = [(model, task) for model in axes.models() if model.startswith("tiny-") for task in axes.tasks(model)]
 
 
@@ -47,7 +47,16 @@ def measure_case(
     rate_known: float | None = None,
     asked_at: float | None = None,
 ) -> Any:
-    """Measure a case with the fewest samples; return its result and its events, in JSON's types."""
+    """Measure a case with the fewest samples; return {"result", "events"} in JSON types.
+
+    Args:
+        case: the case.
+        limit_seconds: the time limit of the case.
+        weights: the snapshot with the weights; None: random weights.
+        image: the name of the picture to write into FOLDER; None: no picture.
+        rate_known: the FLOP/s that an earlier case has measured, if any.
+        asked_at: the time of the request; None: now.
+    """
     path = str(FOLDER / image) if image else None
     folders = {case.model: str(weights)} if weights else {}
     request = worker_requests.CaseRequest(
@@ -65,7 +74,7 @@ def measure_case(
 
 
 def architecture(case: Case) -> Any:
-    """Return the size of a model and the FLOPs of a step, computed on the meta device."""
+    """Return the parameters of each component, and the FLOPs of a step and of a batch, without allocating weights."""
     model = components.Model(torch, case)
     parameters = {name: list(component.parameters()) for name, component in model.components.items()}
     flops = model.flops()
@@ -78,7 +87,7 @@ def architecture(case: Case) -> Any:
 
 
 def snapshot(name: str, case: Case, *, seed: int, variant: str | None = None, pickled: bool = False) -> Path:
-    """Write the snapshot folder of a model, with random weights of this seed."""
+    """Write a snapshot folder of a model with the random weights of a seed, as .safetensors or pickled; return it."""
     folder = FOLDER / name
     model = components.Model(torch, replace(case, seed=seed))
     model.load({})
@@ -93,25 +102,25 @@ def snapshot(name: str, case: Case, *, seed: int, variant: str | None = None, pi
 
 
 def fill_with_nan(self: components.Model, component: Any, device: str) -> Any:
-    """Fill a component with random weights, one of which is NaN."""
+    """Fill a component with random weights, of which one is NaN; it takes the place of Model._fill."""
     component = FILL(self, component, device)
     next(component.parameters()).view(-1)[0] = float("nan")
     return component
 
 
 def out_of_memory(self: components.Model, component: Any, device: str) -> Any:
-    """Raise the error of torch's CPU allocator, by a request that no machine can meet."""
+    """Request 2**60 numbers, so that torch's CPU allocator raises its error; it takes the place of Model._fill."""
     torch.empty(1 << 60)
     return component
 
 
 def single_image(*_: object) -> timing.TimedImages:
-    """Imitate a machine on which one image takes all the time."""
+    """Return one image of 250 s, as from a machine on which one image takes all the time."""
     return timing.TimedImages([Sample(250.0, (62.5,) * 4, 250.0)])
 
 
 def loops() -> dict[str, Any]:
-    """Make an image for every task, scheduler, attention and VAE setting; return predicted and real evaluations."""
+    """Make an image for every task, scheduler, attention and VAE setting; return {name: result of `make_image`}."""
     tiny = Case("tiny-sd", "cpu", "fp32", "ddim", steps=4, batch=2, height=64, width=64)
     cases = {f"{model} {task}": replace(tiny, model=model, task=task) for model, task in TASKS}
     cases |= {f"{name} on a pipeline": replace(tiny, scheduler=name) for name in axes.SCHEDULERS}
@@ -138,14 +147,17 @@ def loops() -> dict[str, Any]:
 
 @functools.cache
 def tiny_model(name: str, _attention: str, _vae: str) -> components.Model:
-    """Return a tiny model with its weights; the two settings change its components."""
+    """Return a tiny model with its weights, built once for each attention and VAE setting, which change the model."""
     model = components.Model(torch, Case(name, "cpu", "fp32", "ddim", steps=4, batch=2, height=64, width=64))
     model.load({})
     return model
 
 
 def make_image(case: Case) -> Any:
-    """Make one image, without measuring it."""
+    """Make the image of a case twice; return the predicted and real number of evaluations, and facts of the image.
+
+    A case that cannot run returns {"skipped": reason}.
+    """
     model = copy.copy(tiny_model(case.model, case.attention, case.vae))
     model.case = case
     model.task = case.task or axes.tasks(case.model)[0]
@@ -173,7 +185,7 @@ def make_image(case: Case) -> Any:
 
 
 def run_paced() -> Any:
-    """Run a paced worker: three times "go", then another word."""
+    """Run a measurement that makes an image for each line "go": three such lines, then another word."""
     words = iter(["go\n", "go\n", "go\n", "no\n"])
     request = worker_requests.CaseRequest(TINY, time.time(), 0.0, 1e6, {}, None, paced=True, compare=False)
     stdin = sys.stdin
@@ -185,7 +197,7 @@ def run_paced() -> Any:
 
 
 def move_weights() -> dict[str, Any]:
-    """Move the weights of a model between two images."""
+    """Move a model's weights in memory between two images; return how many moved, and whether the images are equal."""
     model = components.Model(torch, replace(TINY, layout="channels_last"))
     model.load({})
     loop = sampling.Loop(model)
@@ -193,7 +205,9 @@ def move_weights() -> dict[str, Any]:
     weights = list(model.components["unet"].parameters())
     addresses = [weight.data_ptr() for weight in weights]
     strides = [weight.stride() for weight in weights]
-    tensors = [weight.data for weight in weights]  # keeps the memory in use, so that it is not reused
+    tensors = [
+        weight.data for weight in weights
+    ]  # keeps the old memory allocated, so that no weight is moved back into it
 
     def moved(seconds: float) -> int:
         model.reallocate_weights(random.Random(0), seconds)  # noqa: S311 (a sampling)
@@ -210,7 +224,7 @@ def move_weights() -> dict[str, Any]:
 
 
 def find_largest() -> dict[str, Any]:
-    """Search the largest batch and image in a small memory, and in none."""
+    """Search the largest batch and image size with 100 MiB of free memory, with none, without time, and compiled."""
     model = components.Model(torch, replace(TINY_SD, dtype="fp32", batch=1))
     model.load({})
     free = device_memory.free_bytes
@@ -228,12 +242,15 @@ def find_largest() -> dict[str, Any]:
 
 
 def next_of(ahead: Iterator[float], _: object) -> float:
-    """Return the next duration instead of making the call."""
+    """Return the next duration instead of timing the call."""
     return next(ahead)
 
 
 def run_probe() -> dict[str, Any]:
-    """Run the probe by a clock of this test: with a first call of 5 s, and with other work in every second call."""
+    """Run the probe of the device's rate with given durations, then really with two threads and with one.
+
+    The durations are those of a quiet machine, of a slow first call, and of calls that other work disturbs.
+    """
     rates = {}
     for name, first in {"quiet": [], "slow start": [5.0], "other work": [5.0, 1.0, 2.0, 1.0]}.items():
         ahead = itertools.chain(first, itertools.cycle([0.001, 0.001, 1.0, 1.0] if len(first) > 1 else [0.001]))
@@ -247,7 +264,7 @@ def run_probe() -> dict[str, Any]:
 
 
 def attention_of_cuda(limit: int) -> Any:
-    """Return torch's attention with the rule of CUDA: without another kernel, larger heads than `limit` are rejected.
+    """Return an attention function that rejects heads larger than `limit` if only one kernel is enabled, as CUDA does.
 
     Source of the rule: torch's sdp_utils.cpp. The message is torch's own.
     """
@@ -263,7 +280,7 @@ def attention_of_cuda(limit: int) -> Any:
 
 
 def forced_attention() -> dict[str, Any]:
-    """Measure cases with a forced kernel that takes all, some or none of the calls, and with one that is missing."""
+    """Measure cases with a forced attention kernel: it accepts all, some or no calls, or this machine lacks it."""
     results = {}
     functional = torch.nn.functional
     case = replace(TINY_SD, dtype="fp32", attention="flash")  # heads of 4 and 8 in the UNet, and of 16 in the VAE
@@ -275,12 +292,12 @@ def forced_attention() -> dict[str, Any]:
 
 
 def raise_unsupported(*_: object) -> float:
-    """Raise the error of a device without kernels for a dtype, or of a machine without a compiler."""
+    """Raise an error such as a device without kernels for a dtype, or a machine without a compiler, raises."""
     raise RuntimeError("not implemented for 'Half'\nand a trace")
 
 
 def raise_out_of_memory(*_: object) -> float:
-    """Raise the error of a GPU whose memory another process holds."""
+    """Raise the error of a GPU whose memory is in use by another process."""
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
@@ -290,7 +307,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     probe = run_probe()
-    # Run the real probe once per dtype.
+    # The real probe runs once per dtype; later cases use its cached result.
     device_probe.rate = functools.cache(device_probe.rate)
     device_probe._PEAK_SECONDS, device_probe._PROBE_SECONDS, device_probe._COPY_BYTES = 0.005, 0.002, 1 << 20
     timing._LEAST_SECONDS = 0.0
@@ -348,7 +365,7 @@ def main() -> None:
 
 @contextmanager
 def patched(owner: Any, name: str, instead: Any) -> Iterator[None]:
-    """Replace one attribute while entered."""
+    """Replace the attribute `name` of `owner` by `instead` in the `with` block."""
     original = getattr(owner, name)
     setattr(owner, name, instead)
     try:
@@ -358,7 +375,7 @@ def patched(owner: Any, name: str, instead: Any) -> Iterator[None]:
 
 
 def with_patch(owner: Any, name: str, instead: Any, case: Case, **rest: Any) -> Any:
-    """Measure a case with one attribute replaced."""
+    """Measure a case while the attribute `name` of `owner` is replaced by `instead`."""
     with patched(owner, name, instead):
         return measure_case(case, **rest)
 

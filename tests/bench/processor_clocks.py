@@ -1,4 +1,4 @@
-"""Start the real command and the real worker with clocks that count processor time, which other work cannot change."""
+"""Starts the real `bench` and its real worker with clocks that count their CPU time instead of real time."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from bench.launch import worker_process
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The clocks of a process count the processor time that it has used, so other processes take nothing of its budget.
-# Threads and subprocesses are imported first, since they have to wait by the real clock.
+# Replaces the clocks of a process by the CPU time that the process has used, so that other processes do not use up its
+# budget. The modules that need the real clock to wait, threading and subprocess, are imported before.
 _PROCESSOR_TIME = """
 import subprocess, sys, threading, time
 time.monotonic = time.perf_counter = time.process_time
 time.time = lambda: 1e9 + time.process_time()
 """
-# Such a worker measures no host load and takes the fewest samples that give a median. test_timing.py and
-# test_suite_run.py test how noise adds samples.
+# Makes such a worker measure no host load, and take only as many samples as a median needs. test_timing.py and
+# test_suite_run.py test that noise leads to more samples.
 _FEW = """
 from bench.worker import host_load, timing
 host_load._cpu_ticks = host_load._pressure_seconds = host_load._waited_seconds = lambda: None
 timing.MAX_SAMPLES = timing.ENOUGH_SAMPLES
 """
-# The parent of such a worker. `asked_at` of a request is the time at which the worker's clock begins.
+# The process that starts such a worker. Its time.time is constant, so that `asked_at` of a request is the time at which
+# the worker's clock begins.
 _PARENT = f"""{_PROCESSOR_TIME}
 time.time = lambda: 1e9
 from bench.launch import worker_process as runner; from bench.run import disturbance
@@ -44,12 +45,12 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 def command(*words: object) -> list[str]:
-    """Return the command line of `bench`, whose clock and whose workers' clocks count processor time."""
+    """Return the command line of `bench` with these arguments; its clock and its workers' clocks count CPU time."""
     return [sys.executable, "-c", COMMAND, *map(str, words)]
 
 
 def worker_command(python: Path) -> list[str]:
-    """Start the real worker; its clocks count processor time. It stands in for `worker_process.worker_command`."""
+    """Return the command line of the real worker with such clocks; replaces `worker_process.worker_command`."""
     find, run, rest = worker_process._BOOTSTRAP.partition("runpy.run_module")
     return [
         str(python),

@@ -1,4 +1,4 @@
-"""Tests the plugin for pytest-benchmark in real pytest runs: a user's tests with the fixture, and suites as tests."""
+"""Tests bench's pytest plugin in real pytest runs: its fixture in a user's tests, and the cases of suites as tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.bench.conftest import environment
 if TYPE_CHECKING:
     from pathlib import Path
 
-# firstlight's own environment has pytest, the measured one has torch: this process loads packages from both.
+# Runs pytest in a process that imports pytest from firstlight's own environment, and torch from the measured one.
 PYTEST_WITH_TORCH = """
 import subprocess, sys
 packages = subprocess.run(
@@ -87,13 +87,15 @@ def run(
 
 
 @pytest.mark.worker
-def test_fixture_runs_cases_in_a_users_tests(measured_python: Path, tmp_path: Path) -> None:
+def test_fixture_diffusion_case_measures_in_a_users_tests_and_rejects_invalid_cases(
+    measured_python: Path, tmp_path: Path
+) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_user.py").write_text(USER_TESTS)
     first: list[object] = ["-c", PYTEST_WITH_TORCH, measured_python]
     report = tmp_path / "benchmark.json"
     words = ["-p", "bench.pytest_plugin", "-rsE", "--benchmark-json", report]
-    # Two threads, so that the case with one thread changes the setting.
+    # Torch starts with two threads, so that a case with threads=1 changes the setting.
     done = run(tmp_path, *words, first=first, OMP_NUM_THREADS="2")
     assert "5 passed, 2 skipped" in done.stdout, done.stdout[-5000:] + done.stderr[-2000:]
     assert "5 errors" in done.stdout
@@ -117,7 +119,7 @@ def test_fixture_runs_cases_in_a_users_tests(measured_python: Path, tmp_path: Pa
 
 
 @pytest.mark.worker
-def test_suite_as_tests_reports_samples_and_software_of_the_measured_environment(
+def test_suite_run_by_pytest_reports_samples_and_torch_version_of_the_measured_environment(
     measured_python: Path, tmp_path: Path
 ) -> None:
     report = tmp_path / "benchmark.json"
@@ -140,7 +142,7 @@ def test_suite_as_tests_reports_samples_and_software_of_the_measured_environment
     assert kept.command == "pytest --pyargs bench.suites"
 
 
-def test_suite_fails_with_the_error_of_its_interpreter(tmp_path: Path) -> None:
+def test_suite_run_by_pytest_fails_with_the_error_output_of_its_interpreter(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho no torch here >&2\nexit 3\n")
     python.chmod(0o755)
@@ -153,7 +155,7 @@ def test_suite_fails_with_the_error_of_its_interpreter(tmp_path: Path) -> None:
     assert "no torch here" in done.stdout
 
 
-def test_deselected_cases_are_not_measured(tmp_path: Path) -> None:
+def test_cases_that_pytest_deselects_are_not_measured(tmp_path: Path) -> None:
     words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
     words += ["--diffusion-python", sys.executable, "-k", "tiny-sd"]
     done = run(tmp_path, "--pyargs", "bench.suites", "-p", "bench.pytest_plugin", *words)
@@ -161,7 +163,7 @@ def test_deselected_cases_are_not_measured(tmp_path: Path) -> None:
     assert [result.case.model for result in store.load("", tmp_path / "results").results] == ["tiny-sd"]
 
 
-def test_invalid_output_folder_fails_without_traceback(tmp_path: Path) -> None:
+def test_suite_run_by_pytest_with_an_invalid_output_folder_fails_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     words = ["--diffusion-suite", "tiny", "--diffusion-device", "cpu", "--diffusion-root", str(tmp_path)]
     words += ["--diffusion-python", sys.executable, "--diffusion-out", str(tmp_path / "file")]
@@ -171,14 +173,14 @@ def test_invalid_output_folder_fails_without_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout
 
 
-def test_suite_without_an_environment_names_the_next_command(tmp_path: Path) -> None:
-    # The plugin is loaded by the conftest.py of the suites, as in a checkout.
+def test_suite_run_by_pytest_without_an_environment_names_the_setup_command(tmp_path: Path) -> None:
+    # No -p flag: bench/suites/conftest.py loads the plugin.
     done = run(tmp_path, "--pyargs", "bench.suites")
     assert done.returncode != 0
     assert "Run `make setup`, or name an interpreter with --diffusion-python." in done.stdout
 
 
-def test_replay_clock_advances_by_the_samples() -> None:
+def test_replay_clock_advances_by_one_sample_for_each_round() -> None:
     clock: Any = Replay()
     clock.wind([2.0, 0.5])
     began = clock()
@@ -187,4 +189,4 @@ def test_replay_clock_advances_by_the_samples() -> None:
     clock.tick()
     assert clock() - began == 2.5
     clock.tick()
-    assert clock() - began == 2.5, "a profiler's round takes no time"
+    assert clock() - began == 2.5, "a round beyond the samples, such as a profiler's, takes no time"

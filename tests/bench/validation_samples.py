@@ -1,4 +1,4 @@
-"""Provide hand-made facts and readings of healthy GPUs and CPUs; a test changes what it is about."""
+"""Provides invented facts and readings of healthy GPUs and CPUs; a test changes the field that it tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 T = 1e12
 GB = 1e9
 
-# The names are those that drivers report. The speeds below are not measured; they are typical of a healthy card.
+# Drivers report these names. The rates below were not measured; they are typical of a healthy card.
 A100 = DeviceFacts(
     device="cuda:0",
     name="NVIDIA A100-SXM4-80GB",
@@ -43,14 +43,14 @@ CPU = DeviceFacts("cpu", "A CPU")
 
 
 def reading(probe: str, name: str, value: float | None, **changes: Any) -> Reading:
-    """Build a reading of the first GPU."""
+    """Return a reading of the first GPU, with the unit of its probe; `changes` replace fields."""
     units = {"copy": "B/s", "pinned": "B/s", "links": "B/s", "loop": "s"}
     unit = units.get(probe, "FLOP/s" if probe in {"product", "convolution", "sustained", "together"} else "")
     return replace(Reading(probe, name, "cuda:0", unit, value, (value,) if value is not None else ()), **changes)
 
 
 def sustained(first: float, last: float, **changes: Any) -> Reading:
-    """Build the reading of a load whose rate goes from `first` to `last`."""
+    """Return the reading of a sustained load whose rate goes from `first` to `last` FLOP/s."""
     figures = {"first_quarter": first, "last_quarter": last, "unequal": 0.0}
     return reading("sustained", "sustained bf16", (first + last) / 2, figures=figures, **changes)
 
@@ -81,19 +81,19 @@ FINE_CPU = Evidence((CPU,), CPU_READINGS, before=(CPU,), cores=2)
 
 
 def card(evidence: Evidence = FINE, **changes: Any) -> Evidence:
-    """Return the evidence with a changed GPU, before and after; its readings stay."""
+    """Return the evidence with changed facts of the GPU, before and after the examination; the readings stay."""
     changed = (replace(evidence.cards[0], **changes),)
     return replace(evidence, cards=changed, before=changed)
 
 
 def watched(evidence: Evidence = FINE, **shares: float) -> Evidence:
-    """Return the evidence with these shares of throttle reasons; a name has underscores for spaces."""
+    """Return the evidence with {throttle reason: share of the time}; an underscore in a name stands for a space."""
     throttled = {name.replace("_", " "): share for name, share in shares.items()}
     return replace(evidence, watched={"cuda:0": replace(CALM, throttled=throttled)})
 
 
 def with_readings(evidence: Evidence, *changed: Reading) -> Evidence:
-    """Return the evidence with readings replaced by those of the same name; new ones come last."""
+    """Return the evidence in which each of `changed` replaces the reading of the same name, or is added at the end."""
     names = {(item.probe, item.name): item for item in changed}
     unchanged = tuple(names.pop((item.probe, item.name), item) for item in evidence.readings)
     return replace(evidence, readings=(*unchanged, *names.values()))
@@ -122,12 +122,12 @@ TWO = replace(
 
 
 def linked(name: str, value: float, size: float = 256e6, **changes: Any) -> Reading:
-    """Build the reading of a link."""
+    """Return the reading of a link between GPUs: `value` in B/s, for transfers of `size` bytes."""
     return reading("links", name, value, figures={"bytes": size}, **changes)
 
 
 def one_slow(value: float) -> Evidence:
-    """Build the evidence of two GPUs, of which the second has this rate in bf16."""
+    """Return the evidence of two GPUs, of which the second multiplies bf16 matrices at `value` FLOP/s."""
     slow = tuple(
         replace(item, value=value) if (item.device, item.name) == ("cuda:1", "product bf16") else item
         for item in TWO.readings
@@ -136,7 +136,7 @@ def one_slow(value: float) -> Evidence:
 
 
 def validated(day: int, *readings: Reading, card: DeviceFacts = A100, **changes: Any) -> Run:
-    """Build the run of a validation on a day of January, with torch 2.9.0; `changes` are fields of the validation."""
+    """Return the run of a validation on a day of January 2026, with torch 2.9.0; `changes` replace its fields."""
     validation = Validation((card,), (card,), readings or READINGS, (), software={"torch": "2.9.0"})
     return a_run(
         id=f"202601{day:02}T030405Z-validate-abcdef",

@@ -1,4 +1,4 @@
-"""Tests the progress of a run: on a terminal, without one, in several encodings, and after the terminal was closed."""
+"""Tests the progress lines of a run: on a terminal, without one, in several encodings, and on a closed terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Runs `bench` with a Python program in place of the worker.
+# Runs `bench` with a Python program in place of the worker; the code `before` runs first.
 BENCH_WITH_PROGRAM = """
 import sys
 sys.path.insert(0, {checkout!r})
@@ -40,7 +40,7 @@ sys.argv = ["bench", *sys.argv[1:]]
 cli.main()
 """
 ENDS = "for _ in range(6): image()\nend()\n"
-# The first case ends; the second sends an event, and then waits to be killed.
+# The first case ends; the second writes its process id to a file, and then waits until it is killed.
 WAITS = f"""
 if turn > 1:
     emit({{"phase": "load"}})
@@ -50,7 +50,7 @@ if turn > 1:
 
 
 class Clock:
-    """Return a time that the test sets."""
+    """Returns, when called, the time in seconds that the test has set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -60,7 +60,7 @@ class Clock:
 
 
 class Stream(io.StringIO):
-    """Replace stderr by a stream that can be a terminal, and can be closed."""
+    """Stands in for stderr: a test sets whether it is a terminal, and whether a write fails because it is closed."""
 
     is_terminal = is_closed = False
 
@@ -76,12 +76,12 @@ class Stream(io.StringIO):
 @pytest.fixture
 def stderr(monkeypatch: pytest.MonkeyPatch) -> Stream:
     stream = Stream()
-    monkeypatch.setattr(common, "sys", SimpleNamespace(stderr=stream))  # pytest restores its own stderr
+    monkeypatch.setattr(common, "sys", SimpleNamespace(stderr=stream))  # sys.stderr itself belongs to pytest
     monkeypatch.setenv("TERM", "xterm")
     return stream
 
 
-def test_without_a_terminal_a_line_is_written_every_ten_seconds(stderr: Stream) -> None:
+def test_progress_without_a_terminal_is_written_once_in_ten_seconds(stderr: Stream) -> None:
     clock = Clock()
     progress = common.Progress(quiet=False, now=clock)
     progress.begin("[1/2] a")
@@ -91,7 +91,7 @@ def test_without_a_terminal_a_line_is_written_every_ten_seconds(stderr: Stream) 
     assert stderr.getvalue() == "at 10\nat 20\n[1/2] a 3 s\n"
 
 
-def test_reported_line_restarts_the_ten_seconds(stderr: Stream) -> None:
+def test_reported_line_restarts_the_ten_seconds_until_the_next_progress_line(stderr: Stream) -> None:
     clock = Clock()
     progress = common.Progress(quiet=False, now=clock)
     clock.now = 9.0
@@ -101,7 +101,7 @@ def test_reported_line_restarts_the_ten_seconds(stderr: Stream) -> None:
     assert stderr.getvalue() == "one\n"
 
 
-def test_on_a_terminal_the_line_is_redrawn_once_a_second(stderr: Stream) -> None:
+def test_progress_on_a_terminal_is_redrawn_once_a_second(stderr: Stream) -> None:
     stderr.is_terminal = True
     clock = Clock()
     progress = common.Progress(quiet=False, now=clock)
@@ -112,14 +112,14 @@ def test_on_a_terminal_the_line_is_redrawn_once_a_second(stderr: Stream) -> None
     assert stderr.getvalue() == "\r\x1b[K[1/2] a …\r\x1b[Kat 1\r\x1b[Kat 2\r\x1b[Kdone\n"
 
 
-def test_line_that_is_not_shown_is_not_built(stderr: Stream) -> None:
+def test_quiet_progress_does_not_build_its_lines(stderr: Stream) -> None:
     progress = common.Progress(quiet=True, now=Clock())
     progress.update(lambda: pytest.fail("the line was built"))
     progress.report("nothing")
     assert stderr.getvalue() == ""
 
 
-def test_closed_terminal_ends_only_the_progress(stderr: Stream) -> None:
+def test_progress_writes_no_more_lines_after_its_terminal_was_closed(stderr: Stream) -> None:
     stderr.is_closed = True
     progress = common.Progress(quiet=False, now=Clock())
     progress.report("one")
@@ -130,9 +130,9 @@ def test_closed_terminal_ends_only_the_progress(stderr: Stream) -> None:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> list[str]:
-    """Return the command line of `bench run tiny` whose worker waits in its second case.
+    """Return the command line of a `bench run tiny` whose worker waits in its second case.
 
-    Its stdin is its controlling terminal.
+    The command makes its stdin its controlling terminal.
     """
     return command_line(tmp_path, WAITS, "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)")
 
@@ -146,8 +146,8 @@ def command_line(folder: Path, program: str, before: str = "") -> list[str]:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gb18030", "gbk", "utf-8"])
-@pytest.mark.parametrize("form", [[], ["--json"]])
-def test_run_is_printed_in_every_encoding(tmp_path: Path, encoding: str, form: list[str]) -> None:
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+def test_run_is_printed_in_the_encoding_of_stdout(tmp_path: Path, encoding: str, form: list[str]) -> None:
     changes = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": encoding}
     done = subprocess.run(
         [*command_line(tmp_path, ENDS), *form],
@@ -168,7 +168,7 @@ def test_run_is_printed_in_every_encoding(tmp_path: Path, encoding: str, form: l
         assert kept.with_name("report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
 
 
-def test_characters_that_an_encoding_lacks_are_replaced_by_ascii() -> None:
+def test_characters_that_ascii_lacks_are_replaced_by_similar_ones_or_escapes() -> None:
     codecs.register_error("firstlight", streams._encode)
     assert "┏━┓ 1 ± 2 …".encode("ascii", "firstlight") == b"+-+ 1 +/- 2 ..."
     assert "光".encode("ascii", "firstlight") == b"\\u5149"
@@ -176,7 +176,7 @@ def test_characters_that_an_encoding_lacks_are_replaced_by_ascii() -> None:
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """Yield both ends of a pseudo-terminal."""
+    """Yield the file descriptors of a pseudo-terminal: (controller, device)."""
     controller, device = pty.openpty()
     yield controller, device
     for end in (controller, device):
@@ -185,7 +185,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 
 def worker_of(folder: Path, process: subprocess.Popen[bytes]) -> psutil.Process:
-    """Return the worker when it waits in its second case."""
+    """Wait until the worker waits in its second case, and return the worker."""
     while not (folder / "pid").exists() or not (folder / "pid").read_text():
         assert process.poll() is None, "the command has ended"
         with suppress(subprocess.TimeoutExpired):
@@ -194,7 +194,7 @@ def worker_of(folder: Path, process: subprocess.Popen[bytes]) -> psutil.Process:
 
 
 @pytest.mark.usefixtures("_default_sigint")
-def test_closed_terminal_ends_the_run_and_keeps_its_results(
+def test_run_whose_terminal_is_closed_ends_its_worker_and_stores_the_results_so_far(
     bench: list[str], tmp_path: Path, terminal: tuple[int, int]
 ) -> None:
     controller, device = terminal
@@ -220,8 +220,8 @@ def test_closed_terminal_ends_the_run_and_keeps_its_results(
     assert run.verdict.reasons[0] == "interrupted after 1 of 2 cases"
 
 
-def test_run_under_nohup_continues_without_its_terminal(tmp_path: Path, terminal: tuple[int, int]) -> None:
-    # SIGHUP is ignored, and each write to the terminal fails; the run ends normally and is stored.
+def test_run_under_nohup_completes_after_its_terminal_was_closed(tmp_path: Path, terminal: tuple[int, int]) -> None:
+    # SIGHUP is ignored, and each write to the terminal fails.
     controller, device = terminal
     os.close(controller)
     done = subprocess.run(
@@ -238,7 +238,7 @@ def test_run_under_nohup_continues_without_its_terminal(tmp_path: Path, terminal
     assert [result.status.value for result in loads(kept.read_text(encoding="utf-8"), Run).results] == ["ok", "ok"]
 
 
-def test_progress_shows_the_current_image_of_each_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_line_names_the_case_and_its_current_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.run import suite_run
     from tests.bench.fake_workers import RecordedProgress
     from tests.bench.run.test_suite_run import request_in

@@ -32,7 +32,9 @@ def started(folder: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.worker
-def test_validation_of_this_cpu_is_printed_stored_and_in_its_history(measured_python: Path, tmp_path: Path) -> None:
+def test_validation_of_this_cpu_is_printed_and_stored_and_listed_in_the_history(
+    measured_python: Path, tmp_path: Path
+) -> None:
     root = ["--root", tmp_path / "root"]
     words = ["validate", "--device", "cpu", "--budget", "30", "--python", measured_python]
     done = started(tmp_path, processor_clocks.command(*words, *root))
@@ -59,7 +61,7 @@ def test_validation_of_this_cpu_is_printed_stored_and_in_its_history(measured_py
 
 
 @pytest.mark.parametrize(("state", "code"), [(VerdictState.PASS, 130), (VerdictState.FAIL, 3)])
-def test_interrupted_soak_keeps_the_exit_code_of_a_failure(
+def test_interrupted_soak_exits_with_130_unless_its_verdict_is_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: VerdictState, code: int
 ) -> None:
     run = replace(validated(2), verdict=Verdict(state))
@@ -71,8 +73,8 @@ def test_interrupted_soak_keeps_the_exit_code_of_a_failure(
     assert exit_info.value.code == code
 
 
-def test_ticket_uses_the_last_validation_and_compare_and_keep_the_last_suite_run(tmp_path: Path) -> None:
-    # A ticket uses the last validation, and a comparison the last run of cases, even if other runs are newer.
+def test_ticket_uses_the_newest_validation_while_compare_and_keep_use_the_newest_suite_run(tmp_path: Path) -> None:
+    # Each command skips newer runs of the other kind.
     cases = [a_run(id=f"2026010{day}T030405Z-tiny-abcdef") for day in (1, 2, 4)]
     for run in (*cases[:2], validated(3), cases[2]):
         store.keep(run, tmp_path / "results" / run.id)
@@ -84,20 +86,20 @@ def test_ticket_uses_the_last_validation_and_compare_and_keep_the_last_suite_run
     assert loads((tmp_path / "results" / "baselines" / "before.json").read_text(), Run) == cases[2]
 
 
-def test_ticket_without_a_validation_fails_with_the_next_command(tmp_path: Path) -> None:
+def test_ticket_without_a_stored_validation_fails_and_names_bench_validate(tmp_path: Path) -> None:
     store.keep(a_run(), tmp_path / "results" / a_run().id)
     done = bench(tmp_path, "report", "--format", "ticket")
     assert done.returncode == 1
     assert "results has no validation. Run `bench validate` first." in done.stderr
 
 
-def test_history_without_a_validation_names_the_next_command(tmp_path: Path) -> None:
+def test_history_without_a_stored_validation_names_bench_validate(tmp_path: Path) -> None:
     done = bench(tmp_path, "history", "--root", tmp_path)
     assert done.returncode == 0
     assert "Run `bench validate` first" in done.stdout
 
 
-def test_history_shows_other_hosts_with_all(tmp_path: Path) -> None:
+def test_history_lists_validations_of_other_hosts_only_with_all(tmp_path: Path) -> None:
     kept = tmp_path / ".firstlight" / "validations"
     history.keep(validated(2), kept)
     (kept / "half.json").write_text("{")
@@ -119,7 +121,7 @@ def test_history_shows_other_hosts_with_all(tmp_path: Path) -> None:
         (["--python", "/nowhere/python"], 4, "there is no interpreter"),
     ],
 )
-def test_invalid_flag_is_rejected_before_the_run(
+def test_validate_with_an_invalid_flag_ends_before_it_stores_anything(
     measured_python: Path, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     python = [] if "--python" in words else ["--python", measured_python]

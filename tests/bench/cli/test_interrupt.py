@@ -1,4 +1,4 @@
-"""Tests signals in the middle of a run, with the real worker."""
+"""Tests signals to `bench` in the middle of a run, and the end of the real worker after them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GUARD_SECONDS = 600  # ends a test that hangs
 @pytest.mark.worker
 @pytest.mark.usefixtures("_default_sigint")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_ends_the_command_and_its_worker(measured_python: Path, number: signal.Signals) -> None:
+def test_sigint_or_sigterm_ends_the_run_with_130_and_its_worker(measured_python: Path, number: signal.Signals) -> None:
     words = command("run", "tiny", "--device", "cpu", "--root", TEST_ROOT)
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -44,11 +44,12 @@ def test_interrupt_ends_the_command_and_its_worker(measured_python: Path, number
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     assert stdout == ""
-    # Only its parent, the command, can reap it: so the command has waited for its end.
+    # A process that has ended stays a zombie until its parent waits for it. So the command has waited for its worker.
     assert not worker.is_running()
 
 
 def wait_for_worker(process: subprocess.Popen[str]) -> psutil.Process:
+    """Wait until the command has started its worker, and return the worker; fail if there is none in time."""
     deadline = time.monotonic() + GUARD_SECONDS
     while time.monotonic() < deadline:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -62,8 +63,8 @@ def wait_for_worker(process: subprocess.Popen[str]) -> psutil.Process:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process when its parent ends")
-def test_worker_of_a_killed_parent_is_killed(tmp_path: Path) -> None:
-    # The parent cannot handle SIGKILL: the kernel kills the worker, although its stdin is still open.
+def test_worker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    # The parent cannot handle SIGKILL, and the worker's stdin stays open. So the kernel has to kill the worker.
     reading, writing = os.pipe()
     start = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-m', 'bench.worker']).pid, flush=True)"
     argv = [sys.executable, "-c", f"{start}; import signal; signal.pause()"]
@@ -72,7 +73,7 @@ def test_worker_of_a_killed_parent_is_killed(tmp_path: Path) -> None:
         worker = psutil.Process(int(parent.stdout.readline()))
         os.write(writing, b"{")
         while struct.unpack("i", fcntl.ioctl(writing, termios.FIONREAD, b"\0" * 4))[0]:
-            select.select([], [], [], 0.01)  # until the worker reads its request
+            select.select([], [], [], 0.01)  # until the worker has read the first byte
         parent.kill()
     psutil.wait_procs([worker], timeout=GUARD_SECONDS)
     assert not worker.is_running()
@@ -80,7 +81,7 @@ def test_worker_of_a_killed_parent_is_killed(tmp_path: Path) -> None:
     os.close(writing)
 
 
-def test_sighup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+def test_command_keeps_sighup_ignored_if_nohup_ignores_it(tmp_path: Path) -> None:
     code = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "from bench.cli import main as cli; cli.app = lambda **_: None\ntry: cli.main()\nexcept SystemExit: pass\n"

@@ -1,4 +1,4 @@
-"""Test the records: written JSON is read back, and a value that does not fit is rejected with its place."""
+"""Tests the JSON form of records: it is read back equal, and a wrong value is rejected with its path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RECORDS = (Case, Phases, Sample, Memory, Work, Numerics, Host, Result, Verdict, 
 
 
 def values_of(kind: Any) -> st.SearchStrategy[Any]:
-    """Build a strategy for the values of a type; hypothesis's own would also draw defaults and NaN."""
+    """Return a hypothesis strategy for the values of a type, without NaN and infinity."""
     inner = typing.get_args(kind)
     origin = typing.get_origin(kind)
     if kind in LEAVES:
@@ -61,18 +61,18 @@ def test_written_record_is_read_back_equal(kind: Any, data: st.DataObject) -> No
     assert loads(text, kind) == record
 
 
-def test_whole_run_is_read_back() -> None:
+def test_written_run_with_two_results_is_read_back_equal() -> None:
     run = a_run(a_result(), a_result(a_case(dtype="bf16"), reason="naïve | text", numerics=None, host=None))
     assert loads(dumps(run), Run) == run
 
 
-def test_integer_is_read_as_float_seconds() -> None:
+def test_integer_in_json_is_read_as_float_where_the_field_is_float() -> None:
     sample = loads('{"seconds": 2, "step_seconds": [1, 1], "cpu_seconds": 0}', Sample)
     assert sample == Sample(2.0, (1.0, 1.0), 0.0)
     assert isinstance(sample.seconds, float)
 
 
-def test_records_cannot_be_changed() -> None:
+def test_field_of_a_record_cannot_be_assigned() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         a_case().steps = 5  # type: ignore[misc]
 
@@ -106,7 +106,9 @@ REMOVED = object()
         (("verdict", "state"), "great", r"Run\.verdict\.state.*great"),
     ],
 )
-def test_misfit_is_rejected_with_its_place(path: tuple[str | int, ...], value: object, message: str) -> None:
+def test_unknown_missing_or_wrong_value_in_a_run_is_rejected_with_its_path(
+    path: tuple[str | int, ...], value: object, message: str
+) -> None:
     run = plain(a_run(a_result(), a_result()))
     parent = run
     for part in path[:-1]:
@@ -120,10 +122,10 @@ def test_misfit_is_rejected_with_its_place(path: tuple[str | int, ...], value: o
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"Run"', "[{}]"])
-def test_text_that_is_no_record_is_rejected(text: str) -> None:
+def test_text_that_is_no_json_object_of_a_run_is_rejected(text: str) -> None:
     with pytest.raises(ValueError):
         loads(text, Run)
 
 
-def test_case_name_is_a_valid_file_name() -> None:
+def test_name_of_a_case_has_all_axes_and_no_colon() -> None:
     assert a_case(device="cuda:1").name == "tiny-ddpm-cuda1-fp32-ddim4-16x16-b1"

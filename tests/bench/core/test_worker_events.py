@@ -1,4 +1,4 @@
-"""The lines of a worker, against golden files that were written before the events were records."""
+"""Tests that the events of a worker keep the JSON form of the golden files, which an earlier version has written."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ CARD = CardOpened("GPU-00000000-0000-0000-0000-000000000090")
 
 
 def lines(name: str) -> list[str]:
+    """Return the lines of a golden file."""
     return (GOLDEN / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
 
 
 def content(name: str, number: int, key: str) -> Any:
-    """The content of one line, by no code of ours but the codec of records."""
+    """Return the value of a key in one line of a golden file, parsed by the json module."""
     return json.loads(lines(name)[number])[key]
 
 
@@ -49,7 +50,7 @@ def reading(name: str, number: int) -> ReadingTaken:
 
 
 def expected(name: str) -> list[WorkerEvent]:
-    """The records of a file's lines, in their order."""
+    """Return the events that the lines of a golden file must decode to, in order."""
     if name == "query":
         return [TorchDescribed(content(name, number, "query")) for number in (0, 1)]
     if name == "precisions":
@@ -98,16 +99,16 @@ FILES = ("query", "precisions", "links", "examine", "case")
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_golden_lines_decode_to_their_records(name: str) -> None:
+def test_golden_lines_decode_to_the_expected_events(name: str) -> None:
     assert [worker_events.decode(line) for line in lines(name)] == expected(name)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_records_encode_to_the_text_of_the_golden_lines(name: str) -> None:
+def test_events_encode_to_the_golden_lines(name: str) -> None:
     assert [worker_events.encode(event) for event in expected(name)] == lines(name)
 
 
-def test_the_golden_files_hold_a_line_of_every_kind() -> None:
+def test_golden_files_hold_an_event_of_every_kind() -> None:
     kinds = {type(event) for name in FILES for event in expected(name)}
     assert kinds == set(typing.get_args(WorkerEvent))
 
@@ -135,6 +136,6 @@ def test_the_golden_files_hold_a_line_of_every_kind() -> None:
         b"[" * 60_000,
     ],
 )
-def test_a_line_that_is_no_event_is_refused(line: bytes) -> None:
+def test_line_that_is_no_event_is_rejected(line: bytes) -> None:
     with pytest.raises(ValueError):
         worker_events.decode(line)

@@ -1,4 +1,4 @@
-"""The lines of the parent, against golden files that were written before every request was a record."""
+"""Tests that the requests to a worker keep the JSON form of the golden files, which an earlier version has written."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ REQUESTS: dict[str, worker_requests.WorkerRequest] = {
 
 
 @pytest.mark.parametrize("name", list(REQUESTS))
-def test_a_request_is_encoded_to_the_golden_line_and_decoded_from_it(name: str) -> None:
+def test_request_is_encoded_to_the_line_of_the_golden_file_and_decoded_from_it(name: str) -> None:
     line = (GOLDEN / f"{name}.json").read_text(encoding="utf-8")
     assert worker_requests.encode(REQUESTS[name]) + "\n" == line
     assert worker_requests.decode(line) == REQUESTS[name]
 
 
-def test_the_golden_files_hold_a_request_of_every_kind() -> None:
+def test_golden_files_hold_a_request_of_every_kind() -> None:
     assert {type(request) for request in REQUESTS.values()} == set(typing.get_args(worker_requests.WorkerRequest))
 
 
 @pytest.mark.parametrize("line", ["", "{", "{}", '{"examine": 3}', '{"links": {}}', '{"precisions": 3}'])
-def test_a_line_that_is_no_request_is_refused(line: str) -> None:
+def test_line_that_is_no_request_is_rejected(line: str) -> None:
     with pytest.raises(ValueError):
         worker_requests.decode(line)
 
 
-def test_the_control_line_again_names_its_seconds_and_phases() -> None:
+def test_control_line_again_holds_seconds_and_phases_and_other_words_decode_to_none() -> None:
     again = RepeatPhases(("copy", "memory"), 7.5)
     assert again.line == "again 7.5 copy memory"
     assert worker_requests.decode_repeat_phases("again 7.5 copy memory\n") == again

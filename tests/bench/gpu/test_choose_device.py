@@ -1,4 +1,4 @@
-"""Test the choice of a run's device, and of the cause that a message names where the device cannot be used."""
+"""Tests the choice of a run's device by --device, and the message about a device that cannot be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEW_GPU = ("H200", "9.0")
 
 
 def host(driver: str | None = None, *cards: str, system: str = "linux") -> Machine:
-    """Build a machine with this driver and these GPUs."""
+    """Return a machine with this driver version (None: no driver) and GPUs of these names."""
     return Machine(
         HostFacts(
             system=system,
@@ -39,7 +39,7 @@ def torch_answer(
     architectures: tuple[str, ...] = ("sm_75", "sm_80", "sm_86", "sm_90"),
     mps: bool = False,
 ) -> dict[str, Any]:
-    """Build torch's answer to a query, with these (name, compute capability) GPUs."""
+    """Return torch's answer to a query, with GPUs of these (name, compute capability)."""
     return {
         "torch": "2.9.0",
         "cuda": cuda,
@@ -60,15 +60,18 @@ FAULTS = [
     pytest.param(BARE, CPU_ONLY, "no NVIDIA driver is loaded", id="no driver"),
     pytest.param(WITH_H200, CPU_ONLY, "CPU-only build", id="torch without CUDA"),
     pytest.param(
-        OLD_DRIVER, torch_answer(cuda="11.8", available=False), "cannot use H200 with driver", id="unexplained"
+        OLD_DRIVER,
+        torch_answer(cuda="11.8", available=False),
+        "cannot use H200 with driver",
+        id="driver that torch cannot use",
     ),
-    pytest.param(WITH_GTX, torch_answer(OLD_GPU), "compute capability 6.1", id="old card"),
+    pytest.param(WITH_GTX, torch_answer(OLD_GPU), "compute capability 6.1", id="card too old for torch"),
 ]
 
 
 @pytest.mark.parametrize(("machine", "torch_facts", "words"), FAULTS)
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
-def test_named_gpu_that_cannot_be_used_blocks_with_cause(
+def test_unusable_gpu_that_the_user_names_is_a_blocked_error_with_the_cause(
     machine: Machine, torch_facts: dict[str, Any], words: str, name: str
 ) -> None:
     with pytest.raises(BlockedError, match=words) as caught:
@@ -77,11 +80,11 @@ def test_named_gpu_that_cannot_be_used_blocks_with_cause(
 
 
 @pytest.mark.parametrize(("machine", "torch_facts", "words"), FAULTS)
-def test_auto_uses_cpu_where_gpu_cannot_be_used(machine: Machine, torch_facts: dict[str, Any], words: str) -> None:
+def test_auto_chooses_the_cpu_if_the_gpu_is_unusable(machine: Machine, torch_facts: dict[str, Any], words: str) -> None:
     assert choose("auto", machine, torch_facts) == "cpu"
 
 
-def test_usable_gpu_is_chosen_by_auto_and_by_name() -> None:
+def test_auto_and_cuda_choose_the_first_usable_gpu_and_an_index_that_gpu() -> None:
     torch_facts = torch_answer(NEW_GPU, NEW_GPU)
     assert diagnose(WITH_H200, torch_facts) is None
     assert choose("auto", WITH_H200, torch_facts) == "cuda:0"
@@ -93,7 +96,7 @@ def test_usable_gpu_is_chosen_by_auto_and_by_name() -> None:
 @pytest.mark.parametrize(
     ("capability", "architectures", "is_supported"),
     [
-        # Machine code runs on its own major version, from its minor upwards.
+        # Machine code sm_XY runs on GPUs of the same major version X, from the minor version Y upwards.
         ("8.6", ["sm_80"], True),
         ("8.6", ["sm_86"], True),
         ("8.6", ["sm_89"], False),
@@ -102,16 +105,16 @@ def test_usable_gpu_is_chosen_by_auto_and_by_name() -> None:
         ("12.0", ["sm_120"], True),
         ("12.0", ["sm_90", "sm_100"], False),
         ("9.0", ["sm_90a"], True),
-        # PTX is compiled for newer versions, never for older ones.
+        # PTX (compute_XY) is compiled for GPUs of that version or a newer one, never for older ones.
         ("9.0", ["compute_80"], True),
         ("12.0", ["sm_75", "compute_90"], True),
         ("7.5", ["compute_80"], False),
-        # Names of another form and an empty list support nothing.
+        # A name of another form, and an empty list, support no GPU.
         ("9.0", ["gfx90a"], False),
         ("9.0", [], False),
     ],
 )
-def test_compute_capability_is_compared_with_architectures_of_torch(
+def test_gpu_is_usable_only_if_an_architecture_of_torch_covers_its_compute_capability(
     capability: str, architectures: list[str], is_supported: bool
 ) -> None:
     assert supported(capability, architectures) is is_supported
@@ -123,12 +126,12 @@ def test_compute_capability_is_compared_with_architectures_of_torch(
 
 
 @pytest.mark.parametrize("index", [1, 9])
-def test_absent_gpu_index_is_rejected_with_count_of_gpus(index: int) -> None:
+def test_index_of_an_absent_gpu_is_a_blocked_error_with_the_number_of_gpus(index: int) -> None:
     with pytest.raises(BlockedError, match=rf"cuda:{index} does not exist: the last GPU that torch lists is cuda:0"):
         choose(f"cuda:{index}", WITH_H200, torch_answer(NEW_GPU))
 
 
-def test_one_unsupported_gpu_leaves_the_others_usable() -> None:
+def test_usable_gpu_can_be_chosen_beside_an_unsupported_one() -> None:
     torch_facts = torch_answer(NEW_GPU, OLD_GPU)
     machine = host("570.86", "H200", "GTX 1080")
     assert choose("cuda:0", machine, torch_facts) == "cuda:0"
@@ -136,22 +139,22 @@ def test_one_unsupported_gpu_leaves_the_others_usable() -> None:
         choose("cuda:1", machine, torch_facts)
 
 
-def test_auto_is_cpu_where_torch_was_not_queried() -> None:
+def test_auto_chooses_the_cpu_if_torch_was_not_queried() -> None:
     assert choose("auto", BARE, None) == "cpu"
     assert choose("cpu", WITH_H200, None) == "cpu"
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda", "cuda:1", "mps"])
-def test_torch_that_does_not_start_blocks_with_its_error_output(name: str) -> None:
+def test_torch_that_cannot_be_imported_is_a_blocked_error_with_its_message(name: str) -> None:
     with pytest.raises(BlockedError, match=r"libtorch\.so: cannot open"):
         choose(name, WITH_H200, {"error": "ImportError: libtorch.so: cannot open"})
 
 
-def test_cpu_is_chosen_even_where_torch_does_not_start() -> None:
+def test_cpu_can_be_chosen_if_torch_cannot_be_imported() -> None:
     assert choose("cpu", WITH_H200, {"error": "ImportError"}) == "cpu"
 
 
-def test_apple_gpu_is_chosen_on_macos() -> None:
+def test_auto_and_mps_choose_the_apple_gpu_on_macos_only() -> None:
     mac = host(system="darwin")
     assert choose("auto", mac, torch_answer(cuda=None, available=False, mps=True)) == "mps"
     assert choose("mps", mac, torch_answer(cuda=None, available=False, mps=True)) == "mps"
@@ -160,7 +163,7 @@ def test_apple_gpu_is_chosen_on_macos() -> None:
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "", "cpu ", "cuda0", "cuda:0\n"])
-def test_unknown_device_name_is_rejected_with_valid_names(name: str) -> None:
+def test_unknown_device_name_is_rejected_with_the_valid_names(name: str) -> None:
     with pytest.raises(SpecError, match="auto, cpu, cuda, cuda:N, mps") as caught:
         choose(name, WITH_H200, torch_answer(NEW_GPU))
     assert caught.value.exit == 2

@@ -1,4 +1,4 @@
-"""Test the diagnosis of a GPU that torch cannot use: each cause is found from its signs and has its own fix."""
+"""Tests the diagnosis of a GPU that torch cannot use: each cause is recognized, and has its own remedy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FINE = GpuVisibility(on_bus=("0000:01:00.0",), loaded=True, nodes=OPEN)
 def host(
     driver: str | None = "570.86", *cards: str, visibility: GpuVisibility = FINE, system: str = "linux"
 ) -> Machine:
-    """Build a machine with an H100, or with the named GPUs."""
+    """Return a machine with this driver version and an H100, or GPUs of these names; without a driver, it has none."""
     names = (cards or ("NVIDIA H100",)) if driver is not None else ()
     gpus = tuple(Gpu(name, {"NVIDIA H100": "9.0", "B200": "10.0", "GTX 1080": "6.1"}.get(name)) for name in names)
     facts = HostFacts(system, "x86_64", "here", "A CPU", 2, None, 8_000_000_000, driver, gpus)
@@ -42,7 +42,7 @@ def host(
 
 
 def torch_answer(*devices: tuple[str, str], **changes: Any) -> dict[str, Any]:
-    """Build torch's answer to a query: it can use these (name, capability) GPUs; without any, no GPU."""
+    """Return torch's answer to a query: it can use only GPUs of these (name, compute capability)."""
     return {
         "torch": "2.9.0",
         "cuda": "12.8",
@@ -65,18 +65,18 @@ NO_CUDA = "torch without CUDA"
 
 
 def cause_of(machine: Machine, torch_facts: dict[str, Any]) -> str:
-    """Return the name of the diagnosis; empty where there is none."""
+    """Return the name of the diagnosed cause; "" if there is none."""
     diagnosis = diagnose(machine, torch_facts)
     return diagnosis.name if diagnosis is not None else ""
 
 
 def faulty(name: str, fault: str) -> GpuVisibility:
-    """Build a visibility in which one device node does not open."""
+    """Return what the system shows of an H100 whose device node /dev/NAME fails to open with an errno name."""
     shut = DeviceNode(name, fault, "0660", "owner 0, group 44")
     return replace(FINE, nodes=tuple(shut if node.name == name else node for node in OPEN))
 
 
-# The machine, torch's answer; the name of the cause; words of the problem, and of the fix.
+# (machine, torch's answer, name of the cause, text in the description of the problem, text in the remedy)
 CASES = [
     (BARE, CPU_ONLY, "no card", "no NVIDIA driver is loaded on this machine, and no NVIDIA card", "Use --device cpu"),
     (
@@ -186,8 +186,10 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("machine", "torch_facts", "name", "problem", "fix"), CASES)
-def test_each_cause_is_named_with_its_fix(
+@pytest.mark.parametrize(
+    ("machine", "torch_facts", "name", "problem", "fix"), CASES, ids=[f"{case[2]}: {case[3]}" for case in CASES]
+)
+def test_cause_is_diagnosed_with_its_problem_and_its_remedy(
     machine: Machine, torch_facts: dict[str, Any], name: str, problem: str, fix: str
 ) -> None:
     diagnosis = diagnose(machine, torch_facts)
@@ -198,21 +200,21 @@ def test_each_cause_is_named_with_its_fix(
     assert "--device cpu" in diagnosis.fix
 
 
-def test_every_cause_in_the_source_has_a_case() -> None:
+def test_every_cause_in_diagnosis_py_is_tested() -> None:
     source = (CHECKOUT / "bench" / "gpu" / "diagnosis.py").read_text(encoding="utf-8")
     named = {case[2] for case in CASES}
     assert all(f'"{name}"' in source for name in named)
     assert source.count("return Diagnosis(") + 1 == len(named), (
-        "one return statement makes the two names for a missing architecture"
+        "one return statement gives two causes: a card that is too old, and one without code in torch"
     )
 
 
 @pytest.mark.parametrize("visibility", [FINE, GpuVisibility(nvml_error=12), replace(FINE, nodes=(), nvml_error=18)])
-def test_gpu_that_torch_can_use_gets_no_diagnosis(visibility: GpuVisibility) -> None:
+def test_gpu_that_torch_can_use_has_no_diagnosis(visibility: GpuVisibility) -> None:
     assert diagnose(host(visibility=visibility), torch_answer(("NVIDIA H100", "9.0"))) is None
 
 
-def test_diagnosis_is_of_the_gpu_with_the_given_index() -> None:
+def test_diagnosis_concerns_the_gpu_with_the_given_index() -> None:
     torch_facts = torch_answer(("NVIDIA H100", "9.0"), ("GTX 1080", "6.1"))
     machine = host("570.86", "NVIDIA H100", "GTX 1080")
     assert diagnose(machine, torch_facts, 0) is None
@@ -221,12 +223,12 @@ def test_diagnosis_is_of_the_gpu_with_the_given_index() -> None:
     assert "has GTX 1080" in str(diagnose(machine, CPU_ONLY, 1))
 
 
-def test_one_gpu_node_that_opens_is_enough() -> None:
+def test_device_node_of_a_second_gpu_that_does_not_open_is_not_the_cause() -> None:
     shut = replace(FINE, nodes=(*OPEN, DeviceNode("nvidia1", "EACCES")))
     assert cause_of(host(visibility=shut), CPU_ONLY) == NO_CUDA
 
 
-def test_driver_that_the_kernel_does_not_list_needs_no_nodes() -> None:
+def test_missing_device_nodes_are_no_cause_if_a_gpu_is_listed_without_a_kernel_module() -> None:
     wsl = host(visibility=GpuVisibility())
     assert cause_of(wsl, CPU_ONLY) == NO_CUDA
     bare = replace(wsl, facts=replace(wsl.facts, gpus=()))
@@ -234,17 +236,17 @@ def test_driver_that_the_kernel_does_not_list_needs_no_nodes() -> None:
 
 
 def make_pci_device(root: Path, address: str, vendor: str, kind: str) -> None:
-    """Create the sysfs folder of a PCI device."""
+    """Create the sysfs folder of a PCI device with this vendor and device class."""
     folder = root / "sys/bus/pci/devices" / address
     folder.mkdir(parents=True)
     (folder / "vendor").write_text(f"{vendor}\n")
     (folder / "class").write_text(f"{kind}\n")
 
 
-def test_visibility_lists_bus_nodes_and_variable(tmp_path: Path) -> None:
+def test_gpu_visibility_lists_gpus_on_the_bus_and_device_nodes_and_the_cuda_variable(tmp_path: Path) -> None:
     make_pci_device(tmp_path, "0000:65:00.0", "0x10de", "0x030200")
     make_pci_device(tmp_path, "0000:17:00.0", "0x10de", "0x030000")
-    make_pci_device(tmp_path, "0000:65:00.1", "0x10de", "0x040300")  # its audio function
+    make_pci_device(tmp_path, "0000:65:00.1", "0x10de", "0x040300")  # the audio function of the first GPU
     make_pci_device(tmp_path, "0000:00:02.0", "0x8086", "0x030000")
     (tmp_path / "sys/module/nvidia").mkdir(parents=True)
     (tmp_path / "dev").mkdir()
@@ -264,7 +266,9 @@ def test_visibility_lists_bus_nodes_and_variable(tmp_path: Path) -> None:
     )
 
 
-def test_visibility_includes_nvml_and_mig_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_visibility_reports_a_gpu_in_mig_mode_without_an_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers |= {"nvmlDeviceGetCount": 1, "nvmlDeviceGetHandleByIndex": "card"}
     assert device_nodes.read_visibility(tmp_path, {}) == GpuVisibility()
@@ -272,11 +276,11 @@ def test_visibility_includes_nvml_and_mig_state(tmp_path: Path, monkeypatch: pyt
     assert device_nodes.read_visibility(tmp_path, {}) == GpuVisibility(lacks_mig_instance=True)
 
 
-def test_machine_without_gpu_exposes_nothing(tmp_path: Path) -> None:
+def test_gpu_visibility_of_a_machine_without_a_gpu_has_only_the_nvml_error(tmp_path: Path) -> None:
     assert device_nodes.read_visibility(tmp_path, {}) == GpuVisibility(nvml_error=nvml.start_error())
 
 
-def test_node_without_device_behind_it_has_fault(tmp_path: Path) -> None:
+def test_device_node_without_a_device_has_the_errno_name_of_opening_it(tmp_path: Path) -> None:
     (tmp_path / "dev").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "dev/nvidia0"))
@@ -286,7 +290,7 @@ def test_node_without_device_behind_it_has_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_node_of_another_user_has_permission_fault() -> None:
+def test_device_node_of_another_user_has_the_fault_eacces_with_mode_and_owner() -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -312,7 +316,7 @@ def test_node_of_another_user_has_permission_fault() -> None:
         ("proc/driver/nvidia/version", {}, False),
     ],
 )
-def test_container_is_recognized_by_files_and_variables(
+def test_container_is_recognized_by_its_marker_file_or_variable(
     tmp_path: Path, mark: str, environ: dict[str, str], in_container: bool
 ) -> None:
     (tmp_path / mark).parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +325,7 @@ def test_container_is_recognized_by_files_and_variables(
     assert (visibility.in_container, visibility.loaded) == (in_container, "nvidia" in mark)
 
 
-def test_builds_of_a_machine_are_those_with_a_lock_file(tmp_path: Path) -> None:
+def test_locked_builds_of_a_machine_are_the_variants_with_a_lock_file(tmp_path: Path) -> None:
     machine = inspect_machine(host().facts, ENVS)
     assert (machine.torch, machine.visibility) == (TORCH, device_nodes.read_visibility())
     assert machine.visibility != GpuVisibility(), "there is either a GPU or an NVML error"
@@ -332,7 +336,7 @@ def test_builds_of_a_machine_are_those_with_a_lock_file(tmp_path: Path) -> None:
         inspect_machine(host().facts, tmp_path)
 
 
-def test_nvml_error_numbers_equal_those_of_pynvml() -> None:
+def test_nvml_error_numbers_in_the_code_equal_those_of_pynvml() -> None:
     import pynvml
 
     assert (nvml.MISMATCH, nvml.NO_LIBRARY) == (
@@ -341,7 +345,7 @@ def test_nvml_error_numbers_equal_those_of_pynvml() -> None:
     )
 
 
-def test_start_error_is_the_number_that_nvml_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_error_is_the_number_of_the_nvml_error_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     import pynvml
 
     def refuse() -> None:
@@ -355,8 +359,8 @@ def test_start_error_is_the_number_that_nvml_raises(monkeypatch: pytest.MonkeyPa
     assert (nvml.start_error(), shutdowns) == (None, [True])
 
 
-def test_torch_with_cuda_reports_why_it_finds_no_gpu() -> None:
-    """Use a stand-in for a torch with CUDA, since the build under test has none."""
+def test_query_of_torch_with_cuda_has_the_reason_why_torch_finds_no_gpu() -> None:
+    """Use an object in place of a torch with CUDA, because the torch of the tests has none."""
 
     def refuse() -> None:
         raise RuntimeError("Found no NVIDIA driver on your system.\nPlease check")
@@ -375,7 +379,7 @@ def test_torch_with_cuda_reports_why_it_finds_no_gpu() -> None:
     assert device_probe.query(torch)["refusal"] is None
 
 
-def test_every_node_fault_is_an_errno_name() -> None:
+def test_every_fault_of_a_device_node_in_these_tests_is_an_errno_name() -> None:
     assert {case[0].visibility.nodes[0].fault for case in CASES if case[0].visibility.nodes} <= {
         None,
         *errno.errorcode.values(),

@@ -1,4 +1,4 @@
-"""Test reading a GPU through pynvml: with recorded answers, and with the real pynvml where there is no driver."""
+"""Tests reading a GPU through pynvml: with recorded answers, and with the real pynvml without a driver."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CARDS = CHECKOUT / "tests" / "data" / "cards"
-_UNPATCHED = ("nvmlErrorString",)  # needs no driver
+_UNPATCHED = ("nvmlErrorString",)  # works without a driver
 
 
 def raise_not_found(*_: Any) -> Any:
@@ -25,7 +25,7 @@ def raise_not_found(*_: Any) -> Any:
 
 
 class Driver:
-    """Replace pynvml's functions by recorded answers; a function without an answer raises "not found"."""
+    """Replaces pynvml's functions by the recorded answers of a card; one without an answer raises "not found"."""
 
     def __init__(self, name: str, patch: pytest.MonkeyPatch) -> None:
         self.answers: dict[str, Any] = json.loads((CARDS / f"{name}.json").read_text(encoding="utf-8"))["answers"]
@@ -62,14 +62,14 @@ class Driver:
 
 
 def recorded_facts(name: str, patch: pytest.MonkeyPatch, *, ours: int = 0) -> DeviceFacts:
-    """Return the facts of a recorded GPU."""
+    """Return the facts that NvmlDevice reads of the recorded card `name`; `ours` is the number of own processes."""
     driver = Driver(name, patch)
     card = nvml.NvmlDevice(driver.uuid)
     card.watch()
     return card.describe("cuda:0", "name from torch", ours=ours)
 
 
-def test_facts_of_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_a_t4_hold_what_its_driver_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorded_facts("t4", monkeypatch) == DeviceFacts(
         device="cuda:0",
         name="Tesla T4",
@@ -95,10 +95,12 @@ def test_facts_of_a_t4(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_a100_with_memory_errors_reports_rows_and_xids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_an_a100_with_memory_errors_hold_remapped_rows_and_xids(monkeypatch: pytest.MonkeyPatch) -> None:
     card = recorded_facts("a100", monkeypatch)
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (True, 0, 2)
-    assert (card.pages_retired, card.rows_pending) == (3, True), "remapped rows, and a pending remap"
+    assert (card.pages_retired, card.rows_pending) == (3, True), (
+        "three remapped rows, and a remap that waits for a reset"
+    )
     assert card.xids == (63, 48)
     assert (specs.find(card.name) or ("",))[0] == "A100-SXM4-80GB"
 
@@ -116,7 +118,7 @@ def test_failed_row_remap_is_not_reported_as_pending(
     assert (card.rows_pending, card.rows_failed) == (pending, failed)
 
 
-def test_rtx_4090_d_has_no_ecc_counts_and_no_specs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_of_an_rtx_4090_d_have_no_ecc_counts_and_the_table_has_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     card = recorded_facts("rtx4090d", monkeypatch)
     assert (card.ecc, card.ecc_corrected, card.ecc_uncorrected) == (False, None, None)
     assert (card.pages_retired, card.rows_pending, card.rows_failed) == (None, None, None)
@@ -144,7 +146,7 @@ def test_gpu_in_mig_mode_or_vgpu_is_marked_as_slice(
 
 
 @pytest.mark.parametrize(("total", "ours", "others"), [(1, 0, 1), (1, 1, 0), (3, 1, 2), (0, 0, 0), (0, 1, None)])
-def test_own_processes_are_not_counted_as_others(
+def test_other_processes_are_those_beside_our_own(
     monkeypatch: pytest.MonkeyPatch, total: int, ours: int, others: int | None
 ) -> None:
     driver = Driver("h100", monkeypatch)
@@ -163,7 +165,7 @@ def test_own_processes_are_not_counted_as_others(
         ({"nvmlDeviceGetMigMode": [1, 1], "nvmlDeviceGetCount": "lost"}, False),
     ],
 )
-def test_gpu_in_mig_mode_without_instance_is_detected(
+def test_gpu_in_mig_mode_lacks_an_instance_only_if_the_driver_finds_none(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], *, is_empty: bool
 ) -> None:
     driver = Driver("h100", monkeypatch)
@@ -177,7 +179,7 @@ def test_gpu_in_mig_mode_without_instance_is_detected(
     assert driver.calls[-1] == "nvmlShutdown"
 
 
-def test_xids_are_collected_after_watch_began(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xids_are_collected_only_after_watch_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
     card = nvml.NvmlDevice(driver.uuid)
     assert card.describe("cuda:0").xids == (), "the watch has not begun"
@@ -191,7 +193,7 @@ def test_xids_are_collected_after_watch_began(monkeypatch: pytest.MonkeyPatch) -
     assert driver.calls[-2:] == ["nvmlEventSetFree", "nvmlShutdown"]
 
 
-def test_driver_without_event_support_gives_no_xids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_have_no_xids_if_the_driver_does_not_support_events(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("a100", monkeypatch)
     del driver.answers["nvmlDeviceRegisterEvents"]
     card = nvml.NvmlDevice(driver.uuid)
@@ -211,7 +213,7 @@ def test_lost_gpu_is_reported_as_xid_79(monkeypatch: pytest.MonkeyPatch) -> None
     assert (facts.name, facts.uuid) == ("NVIDIA A100-SXM4-80GB", "GPU-00000000-0000-0000-0000-0000000000a1")
 
 
-def test_names_in_bytes_from_older_library_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_pynvml_returns_as_bytes_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver("t4", monkeypatch)
     driver.answers["nvmlDeviceGetName"] = b"Tesla T4"
     driver.answers["nvmlSystemGetDriverVersion"] = b"418.87"
@@ -219,8 +221,8 @@ def test_names_in_bytes_from_older_library_are_decoded(monkeypatch: pytest.Monke
     assert (card.name, card.driver) == ("Tesla T4", "418.87")
 
 
-def test_facts_without_driver_have_only_the_given_name() -> None:
-    """Use the real library; no GPU has this UUID."""
+def test_facts_without_a_driver_have_only_the_given_name_and_uuid() -> None:
+    """Use the real pynvml with a UUID that no GPU has."""
     card = nvml.NvmlDevice("GPU-none")
     card.watch()
     assert card.describe("cuda:0", "Tesla T4", ours=1) == DeviceFacts("cuda:0", "Tesla T4", uuid="GPU-none")
@@ -232,7 +234,9 @@ def test_facts_without_driver_have_only_the_given_name() -> None:
     ("bits", "reasons"),
     [(0, frozenset()), (0x2 | 0x4, {"clocks set by hand", "software power cap"}), (0x1, frozenset()), ("lost", None)],
 )
-def test_throttle_reasons_are_named(monkeypatch: pytest.MonkeyPatch, bits: Any, reasons: set[str] | None) -> None:
+def test_throttle_reason_bits_become_their_names_and_an_error_becomes_none(
+    monkeypatch: pytest.MonkeyPatch, bits: Any, reasons: set[str] | None
+) -> None:
     driver = Driver("h100", monkeypatch)
     driver.answers |= {"nvmlDeviceGetCurrentClocksThrottleReasons": bits, "nvmlDeviceGetComputeRunningProcesses": []}
     sample = nvml.NvmlDevice(driver.uuid).read()
@@ -240,8 +244,8 @@ def test_throttle_reasons_are_named(monkeypatch: pytest.MonkeyPatch, bits: Any, 
     assert sample.reasons == reasons
 
 
-def test_every_called_function_exists_in_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call the real functions with an invalid handle: each raises NVMLError and nothing else."""
+def test_every_nvml_function_that_the_code_calls_exists_in_pynvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Call the real functions with an invalid handle: a missing function would raise another error than NVMLError."""
     real = {name: getattr(pynvml, name) for name in ("nvmlInit", "nvmlShutdown")}
     assert all(callable(function) for function in real.values())
     monkeypatch.setattr(pynvml, "nvmlLib", None)

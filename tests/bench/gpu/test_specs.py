@@ -1,4 +1,4 @@
-"""Test the table of GPUs: the names of drivers find the right entry, and no other GPU's figures."""
+"""Tests the table of GPUs: a name that a driver reports finds the entry of that GPU, and of no other one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from bench.gpu import specs
         ("NVIDIA B200", "B200"),
     ],
 )
-def test_driver_name_finds_its_entry(name: str, key: str) -> None:
+def test_name_that_a_driver_reports_finds_the_entry_of_that_gpu(name: str, key: str) -> None:
     match = specs.find(name)
     assert match is not None
     assert match[0] == key
@@ -57,18 +57,18 @@ def test_driver_name_finds_its_entry(name: str, key: str) -> None:
         "",
     ],
 )
-def test_name_of_other_gpu_or_slice_finds_nothing(name: str) -> None:
+def test_name_of_a_gpu_without_an_entry_or_of_a_slice_finds_nothing(name: str) -> None:
     assert specs.find(name) is None
 
 
-def test_longest_match_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_that_two_entries_match_finds_the_entry_with_the_longer_text(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = specs.table()["A10"]
     both = {"short": plain.model_copy(update={"match": "X1"}), "long": plain.model_copy(update={"match": "X1 Super"})}
     monkeypatch.setattr(specs, "table", lambda: both)
     assert [(specs.find(name) or ("",))[0] for name in ("NVIDIA X1", "NVIDIA X1 Super")] == ["short", "long"]
 
 
-def test_every_entry_has_sources_and_valid_marks() -> None:
+def test_every_entry_has_sources_and_existing_unchecked_fields_and_measured_rates_below_the_peak() -> None:
     for name, gpu in specs.table().items():
         assert all(source.strip() for source in gpu.sources), name
         assert set(gpu.unchecked) <= {*gpu.tflops, "bandwidth_gbs", "memory_gb", "power_watts", "pcie"}, name
@@ -76,14 +76,14 @@ def test_every_entry_has_sources_and_valid_marks() -> None:
             assert figure < gpu.tflops[dtype], f"{name}: the measured rate is above the peak"
 
 
-def test_figures_are_dense() -> None:
-    """Check the ratio of fp16 to TF32: data sheets print twice as much for structured sparsity."""
+def test_peak_rate_of_fp16_is_twice_that_of_tf32_in_every_entry() -> None:
+    """Find a rate with structured sparsity, which data sheets print too, and which is twice the dense rate."""
     for name, gpu in specs.table().items():
         if "tf32" in gpu.tflops and "fp16" in gpu.tflops:
             assert gpu.tflops["fp16"] / gpu.tflops["tf32"] == pytest.approx(2, rel=0.03), name
 
 
-def test_flops_are_found_by_the_dtype_of_a_case() -> None:
+def test_peak_flops_of_a_card_are_found_by_dtype_or_none() -> None:
     (_, t4) = specs.find("Tesla T4") or pytest.fail("T4")
     assert t4.flops("fp16") == 65e12
     assert t4.flops("bf16") is None

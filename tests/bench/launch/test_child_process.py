@@ -1,4 +1,4 @@
-"""Tests that the pipe of a worker is read without busy waiting, and that the worker is polled meanwhile."""
+"""Tests that the parent of a worker keeps calling its poll function while the worker's pipe is never empty."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import pytest
 
 
-def test_process_that_writes_all_the_time_is_polled(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A GPU may generate images faster than twice a second; its clock and temperature must still be read.
+def test_poll_function_is_called_while_the_process_writes_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a fast GPU, lines may arrive more often than twice a second. The poll function must still read its clocks.
     clock = Ticking(0.1)
     monkeypatch.setattr(child_process, "time", clock)
     polls: list[None] = []
     reader, writer = os.pipe()
 
     def answer(_line: bytes) -> None:
-        os.write(writer, b"another\n")  # the pipe is never empty
+        os.write(writer, b"another\n")  # so that the pipe is never empty
 
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, start_new_session=True) as process:
         process.stdout = os.fdopen(reader, "rb", buffering=0)

@@ -1,4 +1,4 @@
-"""Tests the monitor of a worker, with recorded answers of a GPU's driver library."""
+"""Tests the monitor of a worker, which reads GPU and host while a case runs; with invented answers of the driver."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN_PID = os.getpid()
 
 
 class Driver(ModuleType):
-    """Replace pynvml with the answers of a T4 under its power cap, as NVML documents the fields."""
+    """Replaces the module pynvml: it answers as a T4 at its power limit would, by the documentation of NVML."""
 
     class NVMLError(Exception):
         pass
@@ -71,7 +71,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return replacement
 
 
-def test_driver_values_become_a_sample(driver: Driver) -> None:
+def test_nvml_values_become_a_sample_with_units(driver: Driver) -> None:
     card = NvmlDevice("abc-1")
     assert ("nvmlDeviceGetHandleByUUID", ("GPU-abc-1",)) in driver.calls
     assert card.power_limit_watts == 70.0
@@ -90,21 +90,21 @@ def test_driver_values_become_a_sample(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize("hidden", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
-def test_hidden_driver_gives_no_sample(driver: Driver, hidden: str) -> None:
+def test_sample_is_none_if_the_driver_or_the_card_is_not_visible(driver: Driver, hidden: str) -> None:
     driver.answers[hidden] = Driver.NVMLError
     assert NvmlDevice("abc").read() is None
 
 
-def test_values_that_the_driver_refuses_are_none(driver: Driver) -> None:
+def test_sample_has_none_for_each_value_that_the_driver_does_not_report(driver: Driver) -> None:
     for name in driver.answers:
         if name.startswith("nvmlDeviceGet") and "Handle" not in name:
             driver.answers[name] = Driver.NVMLError
     assert NvmlDevice("abc").read() == NvmlSample()
 
 
-def test_no_device_gives_no_sample() -> None:
+def test_sample_is_none_without_a_gpu_or_with_an_unknown_uuid() -> None:
     assert NvmlDevice(None).read() is None
-    assert NvmlDevice("no-such-card").read() is None  # with the real library, which may be absent
+    assert NvmlDevice("no-such-card").read() is None  # this uses the real pynvml
 
 
 @pytest.fixture
@@ -116,7 +116,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
 
 
 def monitor_of(clock: dict[str, float], readings: Sequence[NvmlSample | None]) -> monitor.WorkerMonitor:
-    """Return the monitor of a whole case: 0.5 s before the samples, 2 s of samples around a probe, and the end."""
+    """Return the monitor of a case that has run by a simulated clock: start, samples, probe, samples, checks.
+
+    The samples take 1.5 s before the probe and 0.5 s after it. `readings` are the GPU samples, one for each look.
+    """
     remaining = iter(readings)
     worker_monitor = monitor.WorkerMonitor(OWN_PID)
     worker_monitor._card = SimpleNamespace(read=lambda: next(remaining), power_limit_watts=70.0, close=lambda: None)  # type: ignore[assignment]
@@ -140,12 +143,15 @@ def monitor_of(clock: dict[str, float], readings: Sequence[NvmlSample | None]) -
 
 
 def reading(joules: float | None, **changes: Any) -> NvmlSample:
+    """Return a GPU sample with this state of the energy counter; `changes` replace fields."""
     return replace(
         NvmlSample(1500, 60, 100.0, joules, 4_000_000_000, frozenset(), {OWN_PID: 3_000_000_000, 77: 1}), **changes
     )
 
 
-def test_harness_share_is_the_parents_cpu_time_during_the_samples(clock: dict[str, float]) -> None:
+def test_harness_share_is_the_cpu_time_of_the_parent_divided_by_the_seconds_of_the_samples(
+    clock: dict[str, float],
+) -> None:
     result = monitor_of(clock, [None] * 10).add_to(a_result())
     assert result.host is not None
     assert result.host.harness_share == pytest.approx(0.01 / 2.0)
@@ -155,7 +161,7 @@ def test_harness_share_is_the_parents_cpu_time_during_the_samples(clock: dict[st
     assert all((moment.host_bytes or 0) > 1_000_000 for moment in result.timeline)
 
 
-def test_energy_is_summed_over_the_samples_only(clock: dict[str, float]) -> None:
+def test_energy_of_a_case_excludes_the_energy_of_its_probe(clock: dict[str, float]) -> None:
     # 0: start; 1: samples begin; 2, 3: images; 4: a probe took 300 J; 5: images again; 6: their end.
     counters = [0.0, 0.0, 100.0, 150.0, 450.0, 450.0, 500.0]
     result = monitor_of(clock, [reading(joules) for joules in counters]).add_to(a_result())
@@ -164,18 +170,18 @@ def test_energy_is_summed_over_the_samples_only(clock: dict[str, float]) -> None
     assert gpu is not None
     assert (gpu.energy_joules, gpu.energy_source) == (200.0, "counter")
     assert stats.joules_an_image(result) == pytest.approx(200.0 / 3)
-    assert gpu.others == 1, "process 77 was there before the worker"
+    assert gpu.others == 1, "process 77 used the card before the worker started"
     assert (result.memory.device_used_bytes, result.memory.device_process_bytes) == (4_000_000_000, 3_000_000_000)
 
 
-def test_without_an_energy_counter_power_is_integrated(clock: dict[str, float]) -> None:
+def test_energy_is_integrated_from_the_power_if_there_is_no_energy_counter(clock: dict[str, float]) -> None:
     result = monitor_of(clock, [reading(None)] * 7).add_to(a_result())
     assert result.host is not None
     assert result.host.gpu is not None
     assert (result.host.gpu.energy_joules, result.host.gpu.energy_source) == (200.0, "power")
 
 
-def test_container_worker_with_unknown_pid_is_not_counted_as_other(clock: dict[str, float]) -> None:
+def test_worker_in_a_container_with_another_pid_is_not_counted_as_another_process(clock: dict[str, float]) -> None:
     readings = [reading(0.0, processes={77: 1, 4711: 1}) for _ in range(7)]
     result = monitor_of(clock, readings).add_to(a_result())
     assert result.host is not None
@@ -183,7 +189,7 @@ def test_container_worker_with_unknown_pid_is_not_counted_as_other(clock: dict[s
     assert result.host.gpu.others == 1, "one of the two unknown processes is the worker"
 
 
-def test_gpu_readings_are_summarized(clock: dict[str, float]) -> None:
+def test_gpu_samples_become_median_and_extremes_and_throttling_shares(clock: dict[str, float]) -> None:
     hot = reading(0.0, clock_mhz=900, temperature=91, reasons=frozenset({"hardware thermal slowdown"}))
     result = monitor_of(clock, [reading(0.0)] * 2 + [hot] + [reading(0.0)] * 4).add_to(a_result())
     assert result.host is not None
@@ -195,8 +201,8 @@ def test_gpu_readings_are_summarized(clock: dict[str, float]) -> None:
     assert gpu.power_limit_watts == 70.0
 
 
-def test_throttling_share_counts_only_readings_with_reasons(clock: dict[str, float]) -> None:
-    # Some readings, or all of them, may lack the throttle reasons.
+def test_throttling_share_is_computed_from_the_samples_that_have_throttle_reasons(clock: dict[str, float]) -> None:
+    # Some samples, or all of them, may lack the throttle reasons.
     silent, capped = (reading(0.0, reasons=reasons) for reasons in (None, frozenset({"software power cap"})))
     some = monitor_of(clock, [silent] * 2 + [capped] + [silent] * 4).gpu()
     assert some is not None
@@ -206,7 +212,7 @@ def test_throttling_share_counts_only_readings_with_reasons(clock: dict[str, flo
     assert (none.throttled, none.reasons_told) == ({}, False)
 
 
-def test_long_run_keeps_a_bounded_number_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeline_of_a_long_run_has_a_bounded_number_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_MAX_MOMENTS", 10)
     worker_monitor = monitor.WorkerMonitor(OWN_PID)
     for _ in range(100):
@@ -221,7 +227,7 @@ CUDA = a_case(device="cuda:0")
     ("gpu", "reason"),
     [
         (GpuLoadStats(), None),
-        # A GPU of 70 W is always at its power cap: it is sold like that.
+        # A card of 70 W computes at its power limit all the time, by design.
         (GpuLoadStats(throttled={"software power cap": 1.0}, others=0), None),
         (
             GpuLoadStats(throttled={"hardware thermal slowdown": 0.4}),
@@ -231,7 +237,7 @@ CUDA = a_case(device="cuda:0")
         (GpuLoadStats(others=2), "2 other processes used the card"),
     ],
 )
-def test_shared_or_throttled_gpu_makes_the_result_disturbed(gpu: GpuLoadStats, reason: str | None) -> None:
+def test_result_is_disturbed_if_the_gpu_was_shared_or_throttled_by_heat(gpu: GpuLoadStats, reason: str | None) -> None:
     result = a_result(CUDA, host=replace(a_host(), gpu=gpu))
     trust = disturbance.trust(result)
     assert trust is not None
@@ -244,23 +250,25 @@ def test_shared_or_throttled_gpu_makes_the_result_disturbed(gpu: GpuLoadStats, r
     [
         ({"wait_share": 0.004}, None),
         ({"wait_share": 0.3}, "its threads waited 30% of the time for a core"),
-        # Serial work between the threads is not a disturbance; waiting for a core is.
+        # Threads that are idle, because a part of the work is serial, are no disturbance.
         ({"wait_share": 0.0, "cpu_share": 0.6}, None),
         ({"wait_share": None, "cpu_share": 0.6}, "it used only 60% of the time of its 2 threads"),
         ({"wait_share": None, "pressure_share": 0.4}, "some process waited 40% of the time for a core"),
         ({"steal_share": 0.2}, "the hypervisor took 20% of the CPU time"),
     ],
 )
-def test_busy_machine_makes_the_result_disturbed(changes: dict[str, Any], reason: str | None) -> None:
+def test_result_is_disturbed_if_the_worker_waited_for_cores_or_lost_cpu_time(
+    changes: dict[str, Any], reason: str | None
+) -> None:
     trust = disturbance.trust(a_result(host=replace(a_host(), **changes)))
     assert trust is not None
     assert trust.reasons == ((reason,) if reason else ())
 
 
-def test_result_without_figures_has_no_trust() -> None:
+def test_trust_is_none_for_a_result_without_samples_or_host_load() -> None:
     assert disturbance.trust(a_result(samples=())) is None
     assert disturbance.trust(a_result(host=None)) is None
 
 
-def test_unwell_reasons_are_known_throttle_reasons() -> None:
+def test_throttle_reasons_that_mean_a_fault_are_known_to_nvml() -> None:
     assert set(nvml.REASONS.values()) >= nvml.FAULT_REASONS

@@ -1,4 +1,4 @@
-"""Tests the events that a parent receives: valid and invalid lines, and the silence limit of a hung worker."""
+"""Tests the events that a parent receives: valid and invalid lines, and the limit of silence of a worker."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.conftest import CHECKOUT
         (received_events.ReceivedEvents(samples=[Sample(100.0, (25.0,) * 4, 100.0)]), 800.0),
     ],
 )
-def test_silence_limit_grows_with_the_predicted_or_measured_image(
+def test_silence_limit_depends_on_the_phase_and_grows_with_the_time_of_an_image(
     received: received_events.ReceivedEvents, seconds: float
 ) -> None:
     assert received.silence_limit_seconds == seconds
 
 
-def test_events_of_the_golden_files_are_stored_and_invalid_lines_are_counted() -> None:
+def test_events_of_the_golden_files_are_stored_and_lines_that_are_no_events_are_counted() -> None:
     received = received_events.ReceivedEvents()
     golden = (CHECKOUT / "tests" / "data" / "worker_events").glob("*.jsonl")
     lines = {file.stem: file.read_bytes().splitlines() for file in golden}
@@ -44,7 +44,7 @@ def test_events_of_the_golden_files_are_stored_and_invalid_lines_are_counted() -
     assert len(received.samples) == 1
     assert [reading.probe for reading in received.readings] == ["links", "links", "product", "product"]
     assert [probe.dtype for probe in received.precisions] == ["fp32", "fp32", "bf16", "fp16"]
-    assert received.capabilities == DeviceCapabilities(tf32=0), "the last one counts"
+    assert received.capabilities == DeviceCapabilities(tf32=0), "the last of several events counts"
     assert isinstance(received.answer, CaseMeasured)
     for line in (b"", b"hello", b'{"sample": {}}', b'{"result": {}}', b"[" * 60_000):
         received_events.receive(received, None, line)

@@ -1,4 +1,4 @@
-"""Tests the workers that import their libraries side by side, with a program and with the real worker."""
+"""Tests standby workers, which import torch before their request arrives: with a program, and with the real worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from bench.launch.standby import StandbyWorkers
 
 NO_HUB = Path(os.devnull)
-# Waits for its request after the line "prepare", like the real worker, and logs both.
+# Waits for a request after the line "prepare", like the real worker, and logs each of the two with its process id.
+# FAULT is replaced by code that runs in between.
 PREPARED = f"""
 import io, json, os, sys
 sys.path.insert(0, {str(CHECKOUT)!r})
@@ -47,7 +48,10 @@ sys.stdin = io.StringIO(line)
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., StandbyWorkers]]:
-    """Return a function that makes a pool of workers which run a program."""
+    """Return a function that makes a pool of standby workers, which run PREPARED in place of the worker.
+
+    Its arguments are the size of the pool, and code that replaces FAULT.
+    """
     pools: list[StandbyWorkers] = []
 
     def make(size: int = 3, fault: str = "pass") -> StandbyWorkers:
@@ -64,6 +68,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 
 def starts() -> list[str]:
+    """Return "prepared" or "request" for each line that a worker has received, in order."""
     return [line.split()[0] for line in Path("starts").read_text().splitlines()]
 
 
@@ -71,7 +76,7 @@ def a_request() -> CaseRequest:
     return CaseRequest(a_case(), time.time(), 60.0, 60.0, {}, None)
 
 
-def test_prepared_worker_measures_a_case(pool: Callable[..., StandbyWorkers]) -> None:
+def test_worker_from_the_pool_measures_a_case_without_a_new_process(pool: Callable[..., StandbyWorkers]) -> None:
     workers = pool()
     workers.fill(5)
     assert workers.count == 3
@@ -80,10 +85,12 @@ def test_prepared_worker_measures_a_case(pool: Callable[..., StandbyWorkers]) ->
     result = worker_process.run_case(a_request(), Path(sys.executable), hub=NO_HUB, prepared=worker)
     assert (result.status, len(result.samples), workers.count) == (Status.OK, 6, 2)
     assert starts() == ["prepared"] * 3 + ["request"]
-    assert {moment.phase for moment in result.timeline} <= {"start", "samples"}, "the wait is not part of the case"
+    assert {moment.phase for moment in result.timeline} <= {"start", "samples"}, (
+        "the time in the pool is not part of the case"
+    )
 
 
-def test_closed_pool_leaves_no_process(pool: Callable[..., StandbyWorkers]) -> None:
+def test_closing_the_pool_ends_its_processes(pool: Callable[..., StandbyWorkers]) -> None:
     workers = pool()
     workers.fill(3)
     pids = [int(line.split()[1]) for line in Path("starts").read_text().splitlines()]
@@ -92,25 +99,27 @@ def test_closed_pool_leaves_no_process(pool: Callable[..., StandbyWorkers]) -> N
 
 
 @pytest.mark.parametrize(("size", "needed"), [(1, 5), (3, 1), (0, 5)])
-def test_lone_worker_is_not_prepared(pool: Callable[..., StandbyWorkers], size: int, needed: int) -> None:
+def test_pool_stays_empty_if_it_could_hold_or_would_need_at_most_one_worker(
+    pool: Callable[..., StandbyWorkers], size: int, needed: int
+) -> None:
     workers = pool(size)
     workers.fill(needed)
     assert (workers.count, workers.take(Path(sys.executable))) == (0, None)
 
 
-def test_worker_of_another_interpreter_is_not_prepared(pool: Callable[..., StandbyWorkers]) -> None:
+def test_pool_has_no_worker_for_another_interpreter(pool: Callable[..., StandbyWorkers]) -> None:
     workers = pool()
     workers.fill(3)
     assert workers.take(Path("/another/python")) is None
 
 
-def test_worker_that_dies_while_it_imports_is_left_out(pool: Callable[..., StandbyWorkers]) -> None:
+def test_worker_that_ends_during_its_imports_is_not_in_the_pool(pool: Callable[..., StandbyWorkers]) -> None:
     workers = pool(fault="if os.getpid() % 1 == 0: os._exit(1)")
     workers.fill(3)
     assert workers.count == 0
 
 
-def test_host_imports_for_as_many_workers_as_it_has_cores_and_memory_for() -> None:
+def test_size_of_the_pool_is_limited_by_cores_quota_and_memory() -> None:
     host = replace(facts.probe(), cores=16, cpu_quota=None, memory_bytes=135_000_000_000)
     assert standby.fitting(host) == 8
     assert standby.fitting(replace(host, cpu_quota=4.0)) == 2
@@ -118,7 +127,7 @@ def test_host_imports_for_as_many_workers_as_it_has_cores_and_memory_for() -> No
     assert standby.fitting(replace(host, cores=2)) == 1
 
 
-def test_cases_on_a_gpu_are_measured_by_prepared_workers(
+def test_cases_on_a_gpu_use_standby_workers_and_cases_on_the_cpu_do_not(
     pool: Callable[..., StandbyWorkers], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool()
@@ -134,7 +143,7 @@ def test_cases_on_a_gpu_are_measured_by_prepared_workers(
 
 
 @pytest.mark.worker
-def test_real_worker_imports_before_its_request(measured_python: Path, tmp_path: Path) -> None:
+def test_real_standby_worker_reports_the_seconds_of_its_imports(measured_python: Path, tmp_path: Path) -> None:
     workers = standby.StandbyWorkers(measured_python, NO_HUB, 2)
     try:
         workers.fill(2)
@@ -145,4 +154,4 @@ def test_real_worker_imports_before_its_request(measured_python: Path, tmp_path:
         workers.close()
     assert (result.status, result.reason) == (Status.OK, None)
     assert result.phases.imports_seconds is not None
-    assert result.phases.imports_seconds > 0.5, "the seconds of the imports before the request"
+    assert result.phases.imports_seconds > 0.5, "the imports were made before the request, and are reported with it"

@@ -1,4 +1,4 @@
-"""Tests the parent of the workers against programs that misbehave in many ways."""
+"""Tests how the parent handles a worker that crashes, hangs, floods its pipes or prints invalid lines."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from tests.clock import Until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    RunCase = Callable[..., Result]
+
 NO_HUB = Path(os.devnull)
 OWN_PYTHON = Path(sys.executable)
 GOOD_ANSWER = """
@@ -38,7 +40,7 @@ emit({"phase": "samples"})
 emit({"sample": plain(Sample(1.0, (0.5,), 0.9))})
 emit({"sample": plain(Sample(2.0, (0.6,), 1.9))})
 """
-# A child of the worker that survives it unless it is killed; the program writes the ids of both to a file.
+# Starts a child process that outlives the worker unless it is killed, and writes the ids of both to a file.
 GRANDCHILD = """
 child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], stdout=STDOUT, stderr=STDOUT)
 Path("pids.part").write_text(f"{os.getpid()} {child.pid}")
@@ -47,18 +49,22 @@ Path("pids.part").rename("pids")
 DETACHED = GRANDCHILD.replace("STDOUT", "subprocess.DEVNULL")
 HOLDS_THE_PIPE = GRANDCHILD.replace("STDOUT", "None")
 KEPT = (Sample(1.0, (0.5,), 0.9), Sample(2.0, (0.6,), 1.9))
-GUARD_SECONDS = 600.0  # ends a test that hangs
+GUARD_SECONDS = 600.0  # the limit after which a hanging test fails
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """Return a function that runs one case with a Python program in place of the worker."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunCase:
+    """Return a function that runs one case with a Python program in place of the worker.
+
+    With `hangs`, the deadline of the case passes as soon as the program has written its process ids. `seconds` is the
+    time limit of the case.
+    """
 
     def run_program(program: str, *, hangs: bool = False, seconds: float = GUARD_SECONDS) -> Result:
         file = tmp_path / "program.py"
         file.write_text(PRELUDE + program)
         monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
-        if hangs:  # the deadline passes when the program has written the process ids
+        if hangs:  # the clock jumps past the deadline when the file exists
             monkeypatch.setattr(child_process, "POLL_SECONDS", 0.01)
             clock = Until(Path("pids").exists)
             monkeypatch.setattr(child_process, "time", clock)
@@ -74,7 +80,7 @@ def a_request() -> CaseRequest:
 
 @pytest.fixture
 def pids() -> Iterator[list[int]]:
-    """Yield a list for the processes of a test's worker; those that are left are killed after the test."""
+    """Yield a list of process ids for the test to fill; processes in it that still run are killed after the test."""
     process_ids: list[int] = []
     yield process_ids
     for pid in process_ids:
@@ -83,11 +89,12 @@ def pids() -> Iterator[list[int]]:
 
 
 def written_pids() -> list[int]:
+    """Return the process ids that the program has written."""
     return [int(word) for word in Path("pids").read_text().split()]
 
 
 def has_ended(pid: int) -> bool:
-    """Return whether a process ends in time; a zombie, whose parent has not read the exit code, counts as ended."""
+    """Wait for the end of a process, and return whether it came in time; a zombie counts as ended."""
     deadline = time.monotonic() + GUARD_SECONDS
     try:
         process = psutil.Process(pid)
@@ -101,12 +108,12 @@ def has_ended(pid: int) -> bool:
     return True
 
 
-def test_result_of_a_worker_is_returned_unchanged(run: Callable[..., Result]) -> None:
+def test_result_of_a_worker_is_returned_unchanged(run: RunCase) -> None:
     result = run('emit({"phase": "load"})' + GOOD_ANSWER)
     assert replace(result, timeline=()) == Result(a_case(), Status.OK, samples=(Sample(1.0, (0.5, 0.5), 0.9),))
 
 
-def test_worker_receives_the_case_and_an_offline_environment(run: Callable[..., Result]) -> None:
+def test_worker_receives_the_case_and_an_offline_environment(run: RunCase) -> None:
     result = run("""
 words = [os.environ[name] for name in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "PYTHONNOUSERSITE")]
 emit({"result": plain(Result(case, Status.ERROR, reason=" ".join(words)))})
@@ -115,7 +122,7 @@ emit({"result": plain(Result(case, Status.ERROR, reason=" ".join(words)))})
     assert result.reason == f"1 {os.devnull} 1"
 
 
-def test_exit_without_a_result_shows_the_end_of_stderr(run: Callable[..., Result]) -> None:
+def test_worker_that_exits_without_a_result_is_an_error_with_the_end_of_its_stderr(run: RunCase) -> None:
     result = run("""
 emit({"phase": "imports"})
 print("\\n".join(f"line {number}" for number in range(100)), file=sys.stderr)
@@ -139,8 +146,8 @@ sys.exit(3)
         ("signal.SIGRTMIN + 1", Status.ERROR, "35"),
     ],
 )
-def test_reason_names_the_signal_and_the_phase_of_a_dead_worker(
-    run: Callable[..., Result], number: str, status: Status, expected: str
+def test_worker_killed_by_a_signal_is_an_error_or_oom_with_signal_and_phase(
+    run: RunCase, number: str, status: Status, expected: str
 ) -> None:
     result = run(f'emit({{"phase": "load"}})\nos.kill(os.getpid(), {number})\nsignal.pause()')
     assert result.status is status
@@ -148,7 +155,7 @@ def test_reason_names_the_signal_and_the_phase_of_a_dead_worker(
     assert "'load'" in (result.reason or "")
 
 
-def test_samples_sent_before_death_are_kept(run: Callable[..., Result]) -> None:
+def test_result_of_a_killed_worker_keeps_the_samples_that_it_has_sent(run: RunCase) -> None:
     result = run(TWO_SAMPLES + "os.kill(os.getpid(), signal.SIGKILL)")
     assert result.status is Status.OOM
     assert result.samples == KEPT
@@ -156,7 +163,7 @@ def test_samples_sent_before_death_are_kept(run: Callable[..., Result]) -> None:
     assert "'samples'" in (result.reason or "")
 
 
-def test_hanging_worker_is_killed_with_its_children(run: Callable[..., Result], pids: list[int]) -> None:
+def test_hanging_worker_is_a_timeout_and_is_killed_with_its_children(run: RunCase, pids: list[int]) -> None:
     # The program ignores SIGTERM, like a worker that is inside a GPU kernel.
     result = run(
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)" + TWO_SAMPLES + DETACHED + "signal.pause()", hangs=True
@@ -168,15 +175,13 @@ def test_hanging_worker_is_killed_with_its_children(run: Callable[..., Result], 
     assert all(has_ended(pid) for pid in pids)
 
 
-def test_time_without_a_core_extends_the_deadline(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    # The deadline has passed before the worker starts, but the worker was ready to run all the time.
+def test_deadline_is_extended_by_the_time_without_a_core(run: RunCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The deadline has passed before the worker starts, and the worker has waited for a core ever since.
     monkeypatch.setattr(child_process, "waited_seconds", lambda _: GUARD_SECONDS)
     assert run(GOOD_ANSWER, seconds=-worker_process._GRACE_SECONDS).status is Status.OK
 
 
-def test_worker_that_waited_for_a_core_is_reported_as_starved(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_that_waited_for_a_core_is_reported_as_starved(run: RunCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_process, "waited_seconds", lambda _: 1e6)
     monkeypatch.setattr(worker_process, "_STARVED_SECONDS", 0.0)
     result = run("signal.pause()", seconds=-worker_process._GRACE_SECONDS)
@@ -185,11 +190,9 @@ def test_worker_that_waited_for_a_core_is_reported_as_starved(
     assert "hung" not in (result.reason or "")
 
 
-def test_worker_that_is_silent_for_long_is_reported_as_hung(
-    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_silent_past_the_limit_is_reported_as_hung(run: RunCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(received_events, "_SILENT_SECONDS", 0.0)
-    monkeypatch.setattr(child_process, "waited_seconds", lambda _: 0.0)  # on a busy machine the worker would starve
+    monkeypatch.setattr(child_process, "waited_seconds", lambda _: 0.0)  # or a busy machine could make it starved
     result = run("signal.pause()", seconds=1e6)
     assert "the worker hung in the phase 'start'" in (result.reason or "")
 
@@ -199,15 +202,17 @@ def test_waited_seconds_are_zero_for_an_unknown_process() -> None:
     assert child_process.waited_seconds(1 << 30) == 0.0
 
 
-@pytest.mark.parametrize("grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["detached", "keeps the pipe open"])
-def test_children_of_a_failed_worker_are_killed(run: Callable[..., Result], pids: list[int], grandchild: str) -> None:
+@pytest.mark.parametrize(
+    "grandchild", [DETACHED, HOLDS_THE_PIPE], ids=["child with its own pipes", "child that keeps the pipe open"]
+)
+def test_children_of_a_worker_that_exits_with_3_are_killed(run: RunCase, pids: list[int], grandchild: str) -> None:
     result = run(grandchild + "sys.exit(3)")
     pids += written_pids()
     assert all(has_ended(pid) for pid in pids)
     assert "exit code 3" in (result.reason or ""), "the worker ended by itself"
 
 
-def test_worker_that_closes_its_pipe_and_goes_on_is_killed(run: Callable[..., Result], pids: list[int]) -> None:
+def test_worker_that_closes_its_pipe_and_goes_on_is_a_timeout_and_is_killed(run: RunCase, pids: list[int]) -> None:
     # The program writes its process id after closing the pipe; only then does the deadline pass.
     result = run(
         'os.close(1)\nPath("p").write_text(str(os.getpid()))\nPath("p").rename("pids")\nsignal.pause()', hangs=True
@@ -233,7 +238,7 @@ INVALID_LINES = [
 
 
 @pytest.mark.parametrize("program", INVALID_LINES)
-def test_invalid_lines_become_a_result_with_their_number(run: Callable[..., Result], program: str) -> None:
+def test_worker_that_prints_only_an_invalid_line_is_an_error_that_counts_the_lines(run: RunCase, program: str) -> None:
     result = run(program)
     assert result.status is Status.ERROR
     assert "printed 1 lines that are not events" in (result.reason or "")
@@ -241,23 +246,23 @@ def test_invalid_lines_become_a_result_with_their_number(run: Callable[..., Resu
     assert result.samples == ()
 
 
-def test_invalid_lines_around_a_result_do_not_change_it(run: Callable[..., Result]) -> None:
+def test_result_between_invalid_lines_is_received(run: RunCase) -> None:
     noise = "\n".join(INVALID_LINES[:8])
     result = run(noise + GOOD_ANSWER + noise)
     assert result.status is Status.OK
 
 
-def test_megabytes_without_a_newline_are_an_error_result(run: Callable[..., Result]) -> None:
+def test_worker_that_prints_megabytes_without_a_newline_is_an_error(run: RunCase) -> None:
     result = run("os.write(2, b'y')\nsys.stdout.write('x' * (8 << 20))\nsys.stdout.flush()\nsys.exit(5)")
     assert result.status is Status.ERROR
     assert "exit code 5" in (result.reason or "")
 
 
-def test_result_after_megabytes_of_invalid_text_is_received(run: Callable[..., Result]) -> None:
+def test_result_after_megabytes_of_invalid_text_is_received(run: RunCase) -> None:
     assert run("print('x' * (8 << 20), flush=True)" + GOOD_ANSWER).status is Status.OK
 
 
-def test_reason_has_only_the_end_of_a_long_stderr(run: Callable[..., Result]) -> None:
+def test_reason_of_an_error_has_only_the_end_of_a_long_stderr(run: RunCase) -> None:
     result = run("sys.stderr.write('z' * (4 << 20) + ' the end')\nsys.exit(3)")
     reason = result.reason or ""
     assert "exit code 3" in reason
@@ -265,18 +270,18 @@ def test_reason_has_only_the_end_of_a_long_stderr(run: Callable[..., Result]) ->
     assert len(reason) < 10_000
 
 
-def test_token_on_stderr_is_redacted(run: Callable[..., Result]) -> None:
+def test_token_on_stderr_of_a_worker_is_redacted_in_the_reason(run: RunCase) -> None:
     result = run('print("401 for hf_abcdefghijklmnop", file=sys.stderr)\nsys.exit(1)')
     assert "401 for hf_" in (result.reason or "")
     assert "abcdefghijklmnop" not in (result.reason or "")
 
 
-def test_invalid_utf8_on_stderr_is_replaced(run: Callable[..., Result]) -> None:
+def test_invalid_utf8_on_stderr_is_replaced_in_the_reason(run: RunCase) -> None:
     result = run("os.write(2, b'bad \\xff byte')\nsys.exit(1)")
     assert "bad \N{REPLACEMENT CHARACTER} byte" in (result.reason or "")
 
 
-def test_worker_that_does_not_read_its_request_is_an_error_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_exits_before_it_reads_its_request_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     # The request is larger than a pipe's buffer, so the parent is still writing when the worker exits.
     request = replace(a_request(), weights={"x": "x" * 1_000_000})
     monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), "-c", "raise SystemExit(7)"])
@@ -284,7 +289,7 @@ def test_worker_that_does_not_read_its_request_is_an_error_result(monkeypatch: p
     assert "exit code 7" in (result.reason or "")
 
 
-def test_absent_interpreter_is_named_in_the_reason(tmp_path: Path) -> None:
+def test_absent_interpreter_is_an_error_that_names_its_path(tmp_path: Path) -> None:
     absent = tmp_path / "bin" / "python"
     result = worker_process.run_case(a_request(), absent, hub=NO_HUB)
     assert result.status is Status.ERROR
@@ -292,18 +297,18 @@ def test_absent_interpreter_is_named_in_the_reason(tmp_path: Path) -> None:
     assert "SIG" not in (result.reason or ""), "no process ran, so no signal ended it"
 
 
-def test_query_of_an_interpreter_without_torch_returns_the_error() -> None:
+def test_query_of_an_interpreter_without_torch_returns_the_import_error() -> None:
     # firstlight's own environment has no torch; the worker is the real one.
     answer = worker_process.query(OWN_PYTHON)
     assert list(answer) == ["error"]
     assert "No module named 'torch'" in answer["error"]
 
 
-def test_query_of_an_absent_interpreter_returns_the_error(tmp_path: Path) -> None:
+def test_query_of_an_absent_interpreter_returns_an_error(tmp_path: Path) -> None:
     assert "does not start" in worker_process.query(tmp_path / "python")["error"]
 
 
-def test_real_worker_without_diffusers_becomes_an_error_result() -> None:
+def test_real_worker_without_torch_and_diffusers_is_an_error_with_the_import_error() -> None:
     result = worker_process.run_case(a_request(), OWN_PYTHON, hub=NO_HUB)
     assert result.status is Status.ERROR
     assert result.reason is not None
@@ -311,7 +316,7 @@ def test_real_worker_without_diffusers_becomes_an_error_result() -> None:
 
 
 class CountingSelector(selectors.DefaultSelector):
-    """Record the timeout of each wait, and let the worker continue after four waits without an event."""
+    """Records the timeout of each wait; after four without an event, creates the file that ends the worker's wait."""
 
     limits: ClassVar[list[float | None]] = []
     silences = 0
@@ -325,7 +330,7 @@ class CountingSelector(selectors.DefaultSelector):
         return events
 
 
-def test_parent_blocks_while_the_worker_computes(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parent_waits_in_select_while_the_worker_computes(run: RunCase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selectors, "DefaultSelector", CountingSelector)
     monkeypatch.setattr(CountingSelector, "limits", [])
     monkeypatch.setattr(CountingSelector, "silences", 0)
@@ -335,12 +340,13 @@ def test_parent_blocks_while_the_worker_computes(run: Callable[..., Result], mon
     assert result.status is Status.OK
     # Each wait has a timeout of half a second; a busy loop would have a shorter one, or none.
     assert set(CountingSelector.limits) == {child_process.POLL_SECONDS}
-    # It also wakes for each line, and for the end of the pipe and the process; a busy loop would wake far more often.
+    # The parent also wakes for each line, and for the end of the pipe and the process. A busy loop would wake far more
+    # often.
     assert 4 <= CountingSelector.silences <= len(CountingSelector.limits) <= CountingSelector.silences + 10
 
 
-def test_interrupt_during_the_start_kills_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The signal arrives after the fork and before the body of the with block.
+def test_interrupt_between_fork_and_with_block_kills_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # WorkerMonitor is created in __enter__, after the process was started.
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -355,8 +361,8 @@ def test_interrupt_during_the_start_kills_the_worker(monkeypatch: pytest.MonkeyP
     assert worker._process.returncode is not None, "the worker was killed and reaped"
 
 
-def test_worker_imports_only_from_the_measured_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A torch in the working folder and one on PYTHONPATH: neither belongs to the measured environment.
+def test_worker_ignores_a_torch_py_outside_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The working folder and the folder on PYTHONPATH have such a file.
     for folder in (Path.cwd(), tmp_path / "path"):
         folder.mkdir(exist_ok=True)
         (folder / "torch.py").write_text("raise SystemExit(9)")
@@ -382,7 +388,7 @@ def test_modules_of_the_working_folder_do_not_run_in_a_child(tmp_path: Path, pro
     "name",
     ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONHOME"],
 )
-def test_variables_of_other_programs_have_no_effect_on_the_worker(
+def test_worker_does_not_inherit_variables_that_change_torch_or_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     # These variables could turn tf32 into fp32, or make a warning in torch's import an error.
@@ -393,8 +399,8 @@ def test_variables_of_other_programs_have_no_effect_on_the_worker(
     assert worker_process.query(OWN_PYTHON) == {"is": "unset"}
 
 
-def test_process_that_cannot_be_killed_has_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    # `kill` is replaced, so that the process survives like one that hangs in a driver.
+def test_exit_code_of_a_worker_that_cannot_be_killed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `kill` is replaced by a function that only records the process, which survives like one that hangs in a driver.
     monkeypatch.setattr(child_process, "_END_SECONDS", 0.01)
     hanging = [sys.executable, "-c", "import signal; signal.pause()"]
     monkeypatch.setattr(worker_process, "worker_command", lambda _: hanging)

@@ -1,4 +1,4 @@
-"""Test the exported formats of a run: each is read as the other program reads it."""
+"""Tests the formats into which a run is exported, with the reader of each format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def csv_rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_csv_has_a_row_per_case_and_a_column_per_figure() -> None:
+def test_csv_has_a_row_for_each_case_and_empty_cells_for_missing_figures() -> None:
     bad = a_result(a_case(dtype="fp16"), status=Status.SKIPPED, reason='too "slow",\nby far', samples=(), host=None)
     one, two = csv_rows(export.csv_text(a_run(a_result(), bad), 3.6))
     assert (one["case"], one["dtype"], one["status"], one["trust"]) == (a_case().name, "fp32", "ok", "clean")
@@ -37,8 +37,8 @@ def test_csv_has_a_row_per_case_and_a_column_per_figure() -> None:
     assert "cost_per_1000_images" not in csv_rows(export.csv_text(a_run()))[0]
 
 
-def test_pytest_benchmark_compares_two_runs(tmp_path: Path) -> None:
-    """Run the compare command of pytest-benchmark."""
+def test_two_exported_runs_are_compared_by_the_command_of_pytest_benchmark(tmp_path: Path) -> None:
+    """Run `pytest-benchmark compare` on both files."""
     names = []
     for name, seconds in (("one", 2.0), ("two", 3.0)):
         result = a_result(samples=tuple(plain_sample(seconds * (1 + number / 100)) for number in range(8)))
@@ -60,7 +60,7 @@ def plain_sample(seconds: float) -> Any:
     return Sample(seconds, (), 1.0)
 
 
-def test_figures_equal_those_of_pytest_benchmark() -> None:
+def test_statistics_in_the_export_equal_those_of_pytest_benchmark() -> None:
     from pytest_benchmark.stats import Stats
 
     seconds = [2.0, 2.1, 2.05, 2.2, 2.02, 2.08, 9.0]
@@ -73,7 +73,7 @@ def test_figures_equal_those_of_pytest_benchmark() -> None:
         assert exported[name] == pytest.approx(getattr(expected, name)), name
 
 
-def test_published_schema_equals_that_of_the_records() -> None:
+def test_json_schema_in_docs_equals_the_schema_of_the_records() -> None:
     published = CHECKOUT / "docs" / "schema" / "run-3.json"
     assert json.loads(published.read_text()) == json.loads(json.dumps(json_schema.of_run())), (
         "generate it again: bench report --format schema --to docs/schema/run-3.json"
@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 def fits(value: Any, kind: dict[str, Any], definitions: dict[str, Any]) -> bool:
-    """Return whether a value fits a schema; supports the keywords that our schema uses."""
+    """Return whether a JSON value fits a schema; only the keywords that the schema of a run uses are supported."""
     if "$ref" in kind:
         return fits(value, definitions[kind["$ref"].rpartition("/")[2]], definitions)
     if "anyOf" in kind:
@@ -101,6 +101,7 @@ def fits(value: Any, kind: dict[str, Any], definitions: dict[str, Any]) -> bool:
 
 
 def fits_object(value: dict[str, Any], kind: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    """Return whether a JSON object fits a schema of the type "object"."""
     additional = kind["additionalProperties"]
     for key, item in value.items():
         property_kind = kind.get("properties", {}).get(key, additional)
@@ -109,7 +110,7 @@ def fits_object(value: dict[str, Any], kind: dict[str, Any], definitions: dict[s
     return set(kind.get("required", [])) <= set(value)
 
 
-def test_run_fits_its_schema_and_a_misfit_does_not() -> None:
+def test_run_fits_the_schema_and_a_run_with_an_unknown_status_or_key_does_not() -> None:
     schema = json_schema.of_run()
     host = Host(2, 0.9, None, None, gpu=GpuLoadStats(throttled={"x": 0.1}))
     run = plain(a_run(a_result(host=host), Result(a_case(), Status.ERROR, phases=Phases(1.0))))
@@ -133,7 +134,7 @@ def test_run_fits_its_schema_and_a_misfit_does_not() -> None:
         ("schema", "{"),
     ],
 )
-def test_kept_run_is_reported_in_every_format(tmp_path: Path, form: str, begins: str) -> None:
+def test_report_prints_or_writes_a_stored_run_in_each_format(tmp_path: Path, form: str, begins: str) -> None:
     store.keep(a_run(), tmp_path / "results" / a_run().id)
     argv = command("report", "--format", form, "--out", tmp_path / "results")
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment())
@@ -155,14 +156,16 @@ def test_kept_run_is_reported_in_every_format(tmp_path: Path, form: str, begins:
         (["--price", "2.5/h"], "--price is only for the formats csv and html"),
     ],
 )
-def test_invalid_option_is_rejected_with_message(tmp_path: Path, words: list[str], message: str) -> None:
+def test_report_with_an_invalid_format_or_price_exits_with_2_and_the_reason(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
     argv = command("report", *words, "--out", tmp_path)
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment())
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
 
 
-def test_baseline_is_kept_and_compared_by_name(tmp_path: Path) -> None:
+def test_baseline_is_stored_and_compared_by_its_name(tmp_path: Path) -> None:
     store.keep(a_run(), tmp_path / a_run().id)
 
     def bench(*words: object) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Test the HTML page of a run: it needs no other file, its figures are right, and a browser renders it."""
+"""Tests the HTML page of a run: it needs no other file, its figures are right, and a browser renders it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PNG = bytes.fromhex(
     "0181cbf2c1640000000049454e44ae426082"
 )
 FAST, SLOW = a_case(dtype="bf16"), a_case(scheduler="ddpm")
-# References to other files, which the page must not have.
+# A reference to another file, which the page must not have.
 REFERENCE = re.compile(r"""(?:src|href|action|poster|data)\s*=\s*["'](?!data:|#)|@import|url\((?!#)""")
 
 
 def timed(seconds: float, case: object = None, **changes: object) -> Result:
-    """Build a result whose samples all take this many seconds."""
+    """Return a result with six images of this many seconds each; `changes` replace fields."""
     samples = tuple(Sample(seconds, (seconds / 4,) * 4, seconds) for _ in range(6))
     result = a_result(a_case() if case is None else case, samples=samples)  # type: ignore[arg-type]
     return replace(result, **changes)  # type: ignore[arg-type]
@@ -66,18 +66,20 @@ def test_page_refers_to_no_other_file(run: Run, folder: Path) -> None:
     assert REFERENCE.search('<img src="http://a/b.png">'), "the pattern matches a reference"
 
 
-def test_foreign_text_is_escaped(run: Run, folder: Path) -> None:
+def test_text_from_the_run_is_escaped_in_the_page(run: Run, folder: Path) -> None:
     text = html_page.html(run, folder)
     assert "something &lt;b&gt;odd&lt;/b&gt;" in text
     assert "my suite.toml" in text
 
 
-def test_equal_runs_give_equal_pages(run: Run, folder: Path) -> None:
+def test_page_of_a_run_is_the_same_every_time(run: Run, folder: Path) -> None:
     assert html_page.html(run, folder) == html_page.html(run, folder)
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "absent.png", "text.png"])
-def test_picture_outside_of_the_run_folder_is_left_out(run: Run, folder: Path, name: str) -> None:
+def test_picture_that_is_absent_or_invalid_or_outside_of_the_run_folder_is_left_out(
+    run: Run, folder: Path, name: str
+) -> None:
     (folder.parent / "secret.png").write_bytes(PNG)
     (folder / "text.png").write_text("no picture")
     first = run.results[0]
@@ -87,7 +89,7 @@ def test_picture_outside_of_the_run_folder_is_left_out(run: Run, folder: Path, n
     assert "<img" not in text
 
 
-def test_run_without_figures_has_a_page(folder: Path) -> None:
+def test_page_of_a_run_without_figures_has_the_reasons_and_no_table_or_chart(folder: Path) -> None:
     nothing = a_result(status=Status.ERROR, reason="it broke", samples=(), numerics=None)
     text = html_page.html(a_run(nothing, verdict=Verdict(VerdictState.FAIL, ("it broke",))), folder)
     assert "it broke" in text
@@ -98,7 +100,7 @@ def test_run_without_figures_has_a_page(folder: Path) -> None:
 def test_charts_without_data_are_left_out(run: Run) -> None:
     steps = charts.step_times(run.results[:4], tables.label)
     assert steps is not None
-    assert tables.label(FAST) in steps, "text stays text"
+    assert tables.label(FAST) in steps, "the chart has the label as text, not as outlines"
     assert charts.step_times([], tables.label) is None
     scaling = charts.batch_scaling(run.results[:4], tables.label)
     assert scaling is not None
@@ -109,7 +111,7 @@ def test_charts_without_data_are_left_out(run: Run) -> None:
     assert charts.memory_over_time(run.results[1:], tables.label) is None
 
 
-def test_page_has_a_chart_against_the_baseline(run: Run, folder: Path) -> None:
+def test_page_compares_a_run_with_another_one_if_they_have_common_cases(run: Run, folder: Path) -> None:
     before = replace(run, id="before", results=tuple(timed(1.0, result.case) for result in run.results[:3]))
     text = html_page.html(run, folder, None, before)
     assert "Compared with before" in text
@@ -119,15 +121,15 @@ def test_page_has_a_chart_against_the_baseline(run: Run, folder: Path) -> None:
     assert "Compared with before" not in html_page.html(run, folder, None, nothing), "nothing in common"
 
 
-def test_card_in_the_table_has_its_share_of_the_data_sheet(folder: Path) -> None:
-    """Use 34.5 MFLOP in 0.5 s, on a card with 65 TFLOP/s."""
+def test_page_shows_the_share_of_the_data_sheet_only_for_a_card_in_the_table(folder: Path) -> None:
+    """Use steps of 34.5 MFLOP in 0.5 s on a card with 65 TFLOP/s, and then a card without an entry."""
     card = timed(2.0, a_case(dtype="fp16", device="cuda:0"), software={"device": "Tesla T4"})
     assert "of data sheet" in html_page.html(a_run(card), folder)
     unknown = replace(card, software={"device": "NVIDIA GeForce RTX 4090 D"})
     assert "of data sheet" not in html_page.html(a_run(unknown), folder)
 
 
-def test_pictures_are_shown_with_their_distance_from_fp32(folder: Path) -> None:
+def test_page_shows_how_far_each_picture_is_from_that_in_fp32(folder: Path) -> None:
     both = timed(2.0), timed(1.0, FAST)
     text = html_page.html(a_run(*both), folder)
     assert "Compared with fp32" in text
@@ -135,14 +137,14 @@ def test_pictures_are_shown_with_their_distance_from_fp32(folder: Path) -> None:
 
 
 class TestRendered:
-    """Render the page in a real browser; skipped where none is installed. .ci/run installs one."""
+    """Renders the page in Chromium; its test is skipped if Chromium is not installed. `.ci/run` installs it."""
 
     @pytest.fixture
     def rendered(self, run: Run, folder: Path, tmp_path: Path) -> dict[str, object]:
         browser = shutil.which("chromium")
         if browser is None:
             pytest.skip("no chromium here")
-        # Sort by seconds per image twice, and read the first column each time.
+        # Click twice on the heading "seconds per image", which sorts the table; read the first column each time.
         script = """<script>
         const read = () => [...document.querySelectorAll("#speed tbody tr")].map(row => row.cells[0].innerText);
         const button = document.querySelectorAll("#speed th button")[1];
@@ -168,7 +170,9 @@ class TestRendered:
         text = match.group(1).replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
         return dict(json.loads(text))
 
-    def test_page_sorts_draws_and_fits_the_window(self, rendered: dict[str, object], run: Run) -> None:
+    def test_browser_sorts_the_table_draws_the_charts_and_fits_the_window(
+        self, rendered: dict[str, object], run: Run
+    ) -> None:
         names = [tables.label(result.case) for result in run.results[:4]]
         first, up, down = ([str(name) for name in rendered[key]] for key in ("first", "up", "down"))  # type: ignore[attr-defined]
         assert [name.split(" disturbed")[0] for name in first] == names
@@ -177,7 +181,7 @@ class TestRendered:
         assert down == up[::-1]
         assert "disturbed: its threads waited 30%" in first[1]
         assert str(rendered["verdict"]).startswith("Pass, with warnings")
-        assert "something <b>odd</b>" in str(rendered["verdict"]), "escaped text is shown as text"
+        assert "something <b>odd</b>" in str(rendered["verdict"]), "the browser shows the escaped text"
         assert rendered["drawn"] is True
         assert rendered["charts"] == 3
         assert set(rendered["pictures"]) == {1}  # type: ignore[call-overload]
@@ -185,7 +189,7 @@ class TestRendered:
         assert rendered["wide"] is True, "no horizontal scrolling"
 
 
-def test_device_that_was_validated_twice_has_a_trend_chart(run: Run, folder: Path) -> None:
+def test_page_has_a_trend_chart_for_a_device_with_two_validations(run: Run, folder: Path) -> None:
     kept = [validated(2), validated(3), validated(4, card=replace(A100, uuid="GPU-other"))]
     text = html_page.html(run, folder, kept=kept)
     assert "Over time: NVIDIA A100-SXM4-80GB, GPU-a100" in text
@@ -197,7 +201,7 @@ def test_device_that_was_validated_twice_has_a_trend_chart(run: Run, folder: Pat
     assert 'id="trend"' not in alone
 
 
-def test_validation_has_a_page(folder: Path) -> None:
+def test_page_of_a_validation_has_verdict_and_trend_table_and_no_chart_of_one_value(folder: Path) -> None:
     bad = validated(2)
     text = html_page.html(
         replace(bad, verdict=Verdict(VerdictState.FAIL, ("cuda:0: it is slow.",))), folder, kept=[bad]

@@ -1,4 +1,4 @@
-"""Test the support ticket: it has every fault of the device and no personal data of the user."""
+"""Tests the support ticket: it has every fault of the device, and no personal data of the user."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WATCHED = GpuLoadStats(
 
 
 def run_of(evidence: Evidence, **changes: Any) -> Run:
-    """Build the run of a validation, judged by the rules."""
+    """Return the run of a validation that the rules have judged; `changes` replace fields of the run."""
     judgements = judge.judge(evidence)
     validation = Validation(
         cards=evidence.cards,
@@ -47,7 +47,7 @@ def run_of(evidence: Evidence, **changes: Any) -> Run:
     return replace(run, **({"command": "bench validate --device cuda:0"} | changes))
 
 
-def test_slow_gpu_is_reported_with_figure_expectation_and_source() -> None:
+def test_ticket_of_a_slow_gpu_has_its_rate_and_the_expected_rate_with_its_source() -> None:
     text = support_ticket.text(run_of(with_readings(FINE, SLOW_BF16)))
     assert text.startswith("Subject: NVIDIA A100-SXM4-80GB: faulty\n")
     took = "2026-01-02 03:04:05 UTC in 42 s"
@@ -61,7 +61,7 @@ def test_slow_gpu_is_reported_with_figure_expectation_and_source() -> None:
     assert "How to reproduce it:\n  bench validate --device cuda:0\n  nvidia-smi -q -i GPU-a100\n" in text
 
 
-def test_errors_and_load_are_listed_as_the_driver_reports_them() -> None:
+def test_ticket_lists_the_errors_and_the_load_that_the_driver_reports() -> None:
     bad = replace(
         card(ecc_uncorrected=5, ecc_corrected=None, xids=(79, 31), pcie_width=8, rows_pending=True, rows_failed=False),
         before=(replace(A100, ecc_uncorrected=2, ecc_corrected=None),),
@@ -81,23 +81,23 @@ def test_errors_and_load_are_listed_as_the_driver_reports_them() -> None:
         assert f"\n  {line}\n" in text
 
 
-def test_faults_come_before_warnings_and_open_questions() -> None:
+def test_ticket_lists_faults_then_warnings_then_what_could_not_be_judged() -> None:
     text = support_ticket.text(run_of(replace(card(ecc_uncorrected=1, others=1), disturbed={"cuda:0": "busy"})))
     parts = [text.index(title) for title in ("Faults:", "Warnings:", "Could not be judged:")]
     assert parts == sorted(parts)
 
 
-def test_subject_of_a_warning_is_not_faulty() -> None:
+def test_subject_of_a_ticket_with_only_a_warning_says_warnings() -> None:
     assert support_ticket.text(run_of(card(pcie_width=8))).startswith("Subject: NVIDIA A100-SXM4-80GB: warnings\n")
 
 
-def test_only_faulty_gpus_are_described() -> None:
+def test_ticket_describes_only_the_faulty_one_of_two_gpus() -> None:
     text = support_ticket.text(run_of(one_slow(120e12)))
     assert "uuid: GPU-b" in text
     assert "GPU-a100" not in text
 
 
-def test_gpu_that_torch_cannot_use_is_reported_without_figures() -> None:
+def test_ticket_of_a_gpu_that_torch_cannot_use_has_the_cause_and_no_figures() -> None:
     lost = replace(FINE, cards=(), unusable={"cuda:0": "its driver is 470.10"}, readings=(), before=(), watched={})
     text = support_ticket.text(run_of(lost))
     assert text.startswith("Subject: a device that cannot be used: faulty\n")
@@ -108,20 +108,21 @@ def test_gpu_that_torch_cannot_use_is_reported_without_figures() -> None:
 @pytest.mark.parametrize(
     ("evidence", "state"),
     [(FINE, VerdictState.PASS), (card(name="NVIDIA GeForce RTX 4080 SUPER"), VerdictState.PASS)],
+    ids=["known card", "card without expected values"],
 )
-def test_healthy_host_has_one_sentence_and_no_ticket(evidence: Evidence, state: VerdictState) -> None:
+def test_ticket_of_a_healthy_host_is_one_sentence(evidence: Evidence, state: VerdictState) -> None:
     assert support_ticket.text(run_of(evidence)) == (
         "There is nothing to report: no fault and no warning on this host "
         f"(20260102T030405Z-validate-abcdef: {state.value}).\n"
     )
 
 
-def test_run_of_cases_has_no_ticket() -> None:
+def test_ticket_of_a_suite_run_is_rejected() -> None:
     with pytest.raises(SpecError, match="`bench validate` first"):
         support_ticket.text(a_run())
 
 
-def test_ticket_has_no_paths_secrets_or_host_name() -> None:
+def test_ticket_contains_no_user_path_token_or_host_name() -> None:
     fault = f"RuntimeError in /home/ada/firstlight/bench/probes.py: https://ada:{SECRET}@hub.example/x, box-17.internal"
     broken = with_readings(FINE, replace(READINGS[0], value=None, fault=f"{fault}, /dev/nvidia0 and /proc/self stay"))
     run = run_of(

@@ -1,4 +1,4 @@
-"""Test the tables and notes of a run."""
+"""Tests the Markdown table, the terminal table and the notes of a run."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def run() -> Run:
 
 
 def table_rows(markdown: str) -> dict[str, list[str]]:
-    """Return {case: its cells} of a Markdown table."""
+    """Return {label of a case: the cells of its row} of a Markdown table."""
     lines = [line for line in markdown.splitlines() if line.startswith("| ")]
     split = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return {cells[0].removesuffix(", real weights"): cells for cells in split}
 
 
-def test_markdown_has_a_full_row_for_every_case(run: Run) -> None:
+def test_markdown_table_has_a_row_with_all_columns_for_each_case(run: Run) -> None:
     rows = table_rows(tables.markdown(run))
     for result in ALL:
         assert len(rows[tables.label(result.case)]) == len(tables.COLUMNS), rows
 
 
-def test_figures_have_three_digits(run: Run) -> None:
+def test_figures_in_the_table_have_three_digits(run: Run) -> None:
     assert table_rows(tables.markdown(run))[tables.label(CLEAN.case)][1:] == [
         "0.123 ± 0.0%",
         "0.5",
@@ -60,13 +60,13 @@ def test_figures_have_three_digits(run: Run) -> None:
     ]
 
 
-def test_case_without_figures_has_its_reason_in_the_row(run: Run) -> None:
+def test_row_of_a_case_without_figures_has_the_reason(run: Run) -> None:
     rows = table_rows(tables.markdown(run))
     assert rows[tables.label(SKIPPED.case)][1] == f"skipped: {SKIPPED.reason}"
     assert rows[tables.label(FAILED.case)][1] == r"oom: killed \| for memory"
 
 
-def test_terminal_shows_every_case_and_reason(run: Run) -> None:
+def test_terminal_table_shows_each_case_and_each_reason(run: Run) -> None:
     shown = tables.terminal(run, color=False, width=160)
     for result in ALL:
         assert tables.label(result.case) in shown
@@ -74,7 +74,7 @@ def test_terminal_shows_every_case_and_reason(run: Run) -> None:
     assert REASON in shown
 
 
-def test_cases_without_time_share_one_line_and_have_no_rows() -> None:
+def test_cases_for_which_no_time_was_left_share_one_line_below_the_table() -> None:
     late = [
         a_result(a_case(scheduler=name), status=Status.SKIPPED, reason="the budget leaves 2 s, and", samples=())
         for name in ("ddpm", "euler")
@@ -86,13 +86,13 @@ def test_cases_without_time_share_one_line_and_have_no_rows() -> None:
     assert shown.count(tables.label(late[1].case)) == 1
 
 
-def test_reason_for_a_skipped_dtype_is_in_the_notes() -> None:
+def test_notes_have_the_reason_why_a_dtype_was_left_out() -> None:
     line = "bf16: no kernels on this CPU, about 90 times slower than fp32, left out"
     assert line in tables.notes(a_run(CLEAN, notes=(line,)))
 
 
 @pytest.mark.parametrize("width", [200, 160, 120, 100, 80])
-def test_narrow_terminal_cuts_off_no_figure(width: int) -> None:
+def test_terminal_table_shows_all_figures_at_every_width_from_80_columns(width: int) -> None:
     long = a_case(
         model="stable-diffusion-v1-5", device="cuda:0", scheduler="dpmpp-karras", steps=20, height=512, width=512
     )
@@ -106,8 +106,10 @@ def test_narrow_terminal_cuts_off_no_figure(width: int) -> None:
         assert figure in shown, f"{figure} is missing:\n{shown}"
 
 
-def test_output_without_colour_has_no_control_codes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    # CI services set these variables to get colours in logs; they must not override the flag.
+def test_output_without_colour_has_no_control_codes_even_if_variables_force_colours(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # CI services set these variables to get colours in logs. color=False must override them.
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("CLICOLOR_FORCE", "1")
     assert not CONTROL.search(tables.terminal(run, color=False, width=120))
@@ -118,7 +120,7 @@ def test_output_with_colour_has_control_codes(run: Run) -> None:
     assert "\x1b[" in tables.terminal(run, color=True, width=120)
 
 
-def test_only_the_disturbed_case_is_marked_and_explained(run: Run) -> None:
+def test_disturbed_case_is_marked_in_the_table_and_explained_in_the_notes(run: Run) -> None:
     rows = table_rows(tables.markdown(run))
     assert rows[tables.label(DISTURBED.case)][1].endswith("!")
     assert not rows[tables.label(CLEAN.case)][1].endswith("!")
@@ -130,19 +132,19 @@ def test_only_the_disturbed_case_is_marked_and_explained(run: Run) -> None:
     assert not any(note.startswith("!") for note in tables.notes(a_run(CLEAN)))
 
 
-def test_random_weights_are_noted_where_used(run: Run) -> None:
+def test_notes_say_that_weights_are_random_only_if_a_case_used_such(run: Run) -> None:
     assert any("weights: random" in note for note in tables.notes(run))
     assert not any("weights: random" in note for note in tables.notes(a_run(DISTURBED)))
 
 
-def test_notes_have_verdict_samples_and_total_time(run: Run) -> None:
+def test_notes_have_the_verdict_the_number_of_images_and_the_total_time(run: Run) -> None:
     notes = "\n".join(tables.notes(run))
     assert notes.startswith(f"verdict: fail\n  {REASON}\n")
     assert "3 to 3 images per case (median 3)" in notes
     assert "whole run: 42 s" in notes
 
 
-def test_run_without_measurement_is_shown() -> None:
+def test_tables_of_a_run_without_a_measured_case_say_so() -> None:
     run = a_run(SKIPPED, verdict=Verdict(VerdictState.NOT_JUDGED, ("no case was measured",)))
     assert "images per case" not in tables.markdown(run)
     assert "no case was measured" in tables.terminal(run, color=False, width=100)
@@ -155,18 +157,23 @@ def test_run_without_measurement_is_shown() -> None:
         (a_result(memory=Memory(None, 7_000_000_000, 2_000_000_000, 3_210_000_000)), "3.21 GB"),
         (a_result(memory=Memory()), "not readable"),
     ],
+    ids=[
+        "host peak",
+        "device peak",
+        "no peak",
+    ],
 )
-def test_peak_is_of_the_device_memory_where_there_is_one(result: Result, shown: str) -> None:
+def test_peak_memory_in_the_table_is_that_of_the_device_or_else_of_the_host(result: Result, shown: str) -> None:
     assert tables.row(result)[5] == shown
 
 
-def test_markdown_links_kept_pictures(run: Run) -> None:
+def test_markdown_links_to_the_pictures_that_were_stored(run: Run) -> None:
     other = a_result(numerics=Numerics(finite=True, image=None, image_sha256="1" * 64))
     assert f"![{CLEAN.case.name}](picture.png)" in tables.markdown(run)
     assert "![" not in tables.markdown(a_run(other))
 
 
-def test_machine_and_software_are_named() -> None:
+def test_machine_line_names_hardware_and_software_versions() -> None:
     run = a_run(SKIPPED, CLEAN, machine=machine("A CPU", ["H200", "H200"]))
     line = tables.machine_line(run)
     assert line == "A CPU, 2 cores, 8 GB; H200, H200; python 3.11.7, torch 2.9.0, diffusers 0.35.0"
@@ -174,6 +181,6 @@ def test_machine_and_software_are_named() -> None:
 
 
 @pytest.mark.parametrize("word", ["[red]", "[/]", "[bold]A[/bold]", ":smile:"])
-def test_machine_name_is_not_read_as_markup(word: str) -> None:
+def test_machine_name_with_brackets_is_printed_unchanged(word: str) -> None:
     shown = tables.terminal(a_run(machine=machine(f"CPU {word}")), color=False, width=160)
     assert f"CPU {word}" in shown

@@ -1,4 +1,4 @@
-"""Test the formats of a validation: table, Markdown, page, CSV and ticket."""
+"""Tests the formats of a validation: table, Markdown, page, CSV and ticket."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SIZES = {"tested_bytes": 35e9, "free_bytes": 70e9}
 
 
 def run_of(evidence: Evidence, **changes: Any) -> Run:
-    """Build the run of a validation, judged by the rules."""
+    """Return the run of a validation that the rules have judged; `changes` replace fields of the validation."""
     judgements = judge.judge(evidence)
     fields = {"watched": dict(evidence.watched), "judgements": judgements, "seconds": {"product": 9.04, "copy": 3.0}}
     run = validated(2, *evidence.readings, card=evidence.cards[0], **fields | changes)
@@ -52,12 +52,12 @@ def run_of(evidence: Evidence, **changes: Any) -> Run:
 
 
 def cells(run: Run, name: str) -> tuple[str, ...]:
-    """Return the row of the reading with this name."""
+    """Return the cells of the row of the reading with this name."""
     (row,) = [row for row in validation_tables.rows(run) if row[1] == name]
     return row
 
 
-def test_row_has_value_expected_figure_confidence_and_share() -> None:
+def test_row_of_a_reading_has_its_value_and_expected_figure_with_source_and_share() -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
     assert cells(run, "product bf16") == ("cuda:0", "product bf16", "120.0 TFLOP/s", "264.5 TFLOP/s (measured)", "45%")
     assert cells(run, "copy")[3:] == ("1529.2 GB/s (sheet)", "111%")
@@ -80,11 +80,11 @@ def test_row_has_value_expected_figure_confidence_and_share() -> None:
         (reading("loop", "loop", 0.045), "45.0 ms a step"),
     ],
 )
-def test_each_kind_of_reading_has_its_text(reading_: Reading, text: str) -> None:
+def test_reading_is_printed_as_fault_or_lower_bound_or_reason_or_value_with_unit(reading_: Reading, text: str) -> None:
     assert validation_tables.figure_text(reading_) == text
 
 
-def test_notes_list_worst_judgement_first_with_advice() -> None:
+def test_notes_list_the_worst_judgement_first_with_its_advice() -> None:
     run = run_of(replace(with_readings(card(persistence=False, power_limit_watts=300.0), SLOW_BF16)))
     lines = validation_tables.notes(run)
     assert lines[0] == "verdict: fail"
@@ -97,7 +97,7 @@ def test_notes_list_worst_judgement_first_with_advice() -> None:
     assert lines[-1] == "whole run: 42 s"
 
 
-def test_card_line_has_the_facts_of_the_driver() -> None:
+def test_line_of_a_card_has_driver_power_limit_link_and_memory_errors() -> None:
     assert validation_tables.card_line(HEALTHY) == (
         "cuda:0: NVIDIA A100-SXM4-80GB, driver 570.86, power limit 400 W, PCIe 4 x16, "
         "ECC on, 0 corrected and 0 uncorrectable errors"
@@ -108,7 +108,7 @@ def test_card_line_has_the_facts_of_the_driver() -> None:
     assert validation_tables.card_line(CPU) == ""
 
 
-def test_notes_have_clocks_heat_power_and_throttling() -> None:
+def test_notes_have_clock_temperature_power_and_throttling_under_load() -> None:
     load = GpuLoadStats(clock_mhz_median=1410, clock_mhz_minimum=1300, temperature_maximum=61, power_watts_mean=395.2)
     run = validated(
         2, watched={"cuda:0": replace(load, throttled={"software power cap": 0.25}), "cuda:1": GpuLoadStats()}
@@ -123,7 +123,7 @@ def test_notes_have_clocks_heat_power_and_throttling() -> None:
     )
 
 
-def test_soak_rounds_are_summarized_in_notes_and_have_no_rows() -> None:
+def test_soak_rounds_are_summarized_in_the_notes_and_are_not_in_the_table() -> None:
     rounds = [
         replace(each, round=number)
         for number, value in enumerate((250 * T, 240 * T, 245 * T), 1)
@@ -141,13 +141,13 @@ def test_soak_rounds_are_summarized_in_notes_and_have_no_rows() -> None:
     assert not any("soak" in line for line in validation_tables.notes(validated(2)))
 
 
-def test_reading_of_all_devices_at_once_is_marked() -> None:
+def test_row_of_a_reading_with_all_devices_at_once_says_so() -> None:
     run = validated(2, reading("product", "product bf16", 250 * T), reading(TOGETHER, "product bf16", 200 * T))
     assert [row[1] for row in validation_tables.rows(run)] == ["product bf16", "product bf16, all at once"]
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "html"])
-def test_every_reading_and_note_is_in_every_format(form: str, tmp_path: Path) -> None:
+def test_terminal_markdown_and_html_contain_every_reading_and_note(form: str, tmp_path: Path) -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
     text = formats.FORMS[form](run, formats.ReportContext(tmp_path))
     flat = " ".join(text.replace("&gt;", ">").replace("&#39;", "'").split())
@@ -156,12 +156,12 @@ def test_every_reading_and_note_is_in_every_format(form: str, tmp_path: Path) ->
     assert all(" ".join(note.split()) in flat for note in validation_tables.notes(run))
 
 
-def test_column_separator_is_escaped_in_markdown(tmp_path: Path) -> None:
+def test_column_separator_in_a_reason_is_escaped_in_markdown(tmp_path: Path) -> None:
     run = validated(2, reading("product", "product bf16", None, why_not="a | b"))
     assert "a \\| b" in formats.markdown(run, formats.ReportContext(tmp_path))
 
 
-def test_csv_has_a_row_per_reading() -> None:
+def test_csv_of_a_validation_has_a_row_for_each_reading() -> None:
     run = run_of(FINE)
     assert run.validation is not None
     rows = list(csv.DictReader(io.StringIO(export.readings_csv(run.validation))))
@@ -174,25 +174,27 @@ def test_csv_has_a_row_per_reading() -> None:
     ("form", "changes"),
     [("pytest-benchmark", {}), ("csv", {"cost": 2.5}), ("html", {"cost": 2.5}), ("html", {"baseline": a_run()})],
 )
-def test_options_for_cases_are_rejected_for_a_validation(form: str, changes: dict[str, Any], tmp_path: Path) -> None:
+def test_format_or_option_that_is_only_for_suite_runs_is_rejected_for_a_validation(
+    form: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(SpecError, match="is a validation"):
         formats.FORMS[form](run_of(FINE), formats.ReportContext(tmp_path, **changes))
 
 
-def test_ticket_needs_a_validation(tmp_path: Path) -> None:
+def test_ticket_format_accepts_a_validation_and_rejects_a_suite_run(tmp_path: Path) -> None:
     assert "120.0 TFLOP/s" in formats.ticket(run_of(with_readings(FINE, SLOW_BF16)), formats.ReportContext(tmp_path))
     with pytest.raises(SpecError, match="is not a validation"):
         formats.ticket(a_run(), formats.ReportContext(tmp_path))
 
 
-def test_validation_is_read_back_and_fits_the_schema() -> None:
+def test_written_validation_is_read_back_equal_and_fits_the_json_schema() -> None:
     run = run_of(with_readings(FINE, SLOW_BF16))
     assert loads(dumps(run), Run) == run
     kind = json_schema.of_run()
     assert fits(plain(run), kind, kind["$defs"])
 
 
-def test_output_that_is_no_terminal_has_no_colours(tmp_path: Path) -> None:
+def test_terminal_format_of_a_validation_with_no_color_has_no_control_codes(tmp_path: Path) -> None:
     assert terminal.color_and_width(no_color=True)[0] is False
     assert "\x1b" not in formats.terminal(run_of(FINE), formats.ReportContext(tmp_path, no_color=True))
     assert A100.device in formats.terminal(run_of(FINE), formats.ReportContext(tmp_path))

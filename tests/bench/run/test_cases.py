@@ -1,4 +1,4 @@
-"""Tests suites: the shipped ones, the files that a user may write, and the search for a case's weights."""
+"""Tests suites: the shipped ones, the suite files of users, and the search for the weights of their cases."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def write_suite(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("name", cases.suites())
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
-def test_each_shipped_suite_has_cases_for_each_device(name: str, device: str) -> None:
+def test_shipped_suite_has_valid_cases_with_different_names_on_each_device(name: str, device: str) -> None:
     suite = cases.load_suite(name)
     cells = cases.unroll(suite, device)
     assert suite.description
@@ -70,26 +70,26 @@ def test_each_shipped_suite_has_cases_for_each_device(name: str, device: str) ->
         assert case.height % architecture(case.model)["scale"] == 0
 
 
-def test_shipped_suites_are_those_of_the_makefile() -> None:
+def test_shipped_suites_have_the_names_that_the_makefile_uses() -> None:
     assert {"quick", "tiny", "sampling", "schedulers", "precision", "memory", "pipelines", "full"} == set(
         cases.suites()
     )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_full_suite_has_the_cases_of_all_suites(device: str) -> None:
+def test_full_suite_has_the_cases_of_all_other_suites_but_tiny(device: str) -> None:
     whole = {cell.case for cell in cases.unroll(cases.load_suite("full"), device)}
     for name in set(cases.suites()) - {"full", "tiny"}:
         assert {cell.case for cell in cases.unroll(cases.load_suite(name), device)} <= whole
 
 
-def test_schedulers_suite_has_all_schedulers() -> None:
+def test_schedulers_suite_has_a_case_for_each_scheduler() -> None:
     for device in ("cpu", "cuda:0"):
         cells = cases.unroll(cases.load_suite("schedulers"), device)
         assert {cell.case.scheduler for cell in cells} == set(SCHEDULERS)
 
 
-def test_suite_that_includes_itself_or_is_empty_is_rejected(tmp_path: Path) -> None:
+def test_suite_file_that_includes_itself_or_has_no_case_is_rejected(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
     budget = "[budget]\ncpu = 1\ncuda = 1\nmps = 1\n"
     mine.write_text(f'description = "a cycle"\ninclude = "{mine}"\n{budget}')
@@ -100,7 +100,7 @@ def test_suite_that_includes_itself_or_is_empty_is_rejected(tmp_path: Path) -> N
         cases.load_suite(str(mine))
 
 
-def test_axis_is_one_value_or_a_list(tmp_path: Path) -> None:
+def test_axis_of_a_suite_file_is_one_value_or_a_list_of_values(tmp_path: Path) -> None:
     text = SUITE.replace('"tiny-sd"', '["tiny-sd", "tiny-sdxl"]').replace("steps = 2", "steps = [2, 4], batch = [1, 2]")
     text = text.replace('["fp32", "bf16"]', '"bf16"').replace('["ddim", "ddpm"]', '"ddim"')
     cells = cases.unroll(cases.load_suite(str(write_suite(tmp_path, text))), "cpu")
@@ -109,7 +109,7 @@ def test_axis_is_one_value_or_a_list(tmp_path: Path) -> None:
     ]
 
 
-def test_block_without_a_shape_for_the_device_has_no_cases(tmp_path: Path) -> None:
+def test_matrix_block_without_a_shape_for_the_device_has_no_cases_there(tmp_path: Path) -> None:
     text = SUITE.replace("gpu = {size = 128, steps = 9, batch = 4}\n", "find_max = true\n")
     suite = cases.load_suite(str(write_suite(tmp_path, text)))
     assert {cell.case.model for cell in cases.unroll(suite, "cuda:0")} == {"tiny-ddpm"}
@@ -119,7 +119,7 @@ def test_block_without_a_shape_for_the_device_has_no_cases(tmp_path: Path) -> No
     }
 
 
-def test_case_is_changed_by_the_axes_of_a_suite(suite: cases.Suite) -> None:
+def test_case_is_changed_by_values_of_axes_given_as_text(suite: cases.Suite) -> None:
     case = cases.unroll(suite, "cpu")[0].case
     changed = cases.change(case, {"dtype": "bf16", "size": "128", "steps": "7", "layout": "channels_last"})
     assert changed == replace(case, dtype="bf16", height=128, width=128, steps=7, layout="channels_last")
@@ -137,13 +137,13 @@ def test_case_is_changed_by_the_axes_of_a_suite(suite: cases.Suite) -> None:
         ({"task": "inpainting"}, "tiny-sd has no task inpainting. Choose one of: text-to-image, image-to-image"),
     ],
 )
-def test_invalid_change_is_rejected(suite: cases.Suite, changes: dict[str, str], message: str) -> None:
+def test_unknown_axis_or_invalid_value_is_rejected(suite: cases.Suite, changes: dict[str, str], message: str) -> None:
     with pytest.raises(SpecError) as caught:
         cases.change(cases.unroll(suite, "cpu")[0].case, changes)
     assert message in str(caught.value)
 
 
-def test_cases_have_the_order_of_the_suites_file(suite: cases.Suite) -> None:
+def test_cases_have_the_order_of_the_suite_file(suite: cases.Suite) -> None:
     cells = cases.unroll(suite, "cpu")
     assert [(cell.case.model, cell.case.dtype, cell.case.scheduler, cell.case.layout) for cell in cells] == [
         ("tiny-sd", "fp32", "ddim", "contiguous"),
@@ -155,8 +155,8 @@ def test_cases_have_the_order_of_the_suites_file(suite: cases.Suite) -> None:
     ]
 
 
-def test_names_of_the_cases_differ(suite: cases.Suite) -> None:
-    # The name is also the picture's file name.
+def test_cases_of_a_suite_have_different_names(suite: cases.Suite) -> None:
+    # The name of a case is also the file name of its picture.
     names = [cell.case.name for cell in cases.unroll(suite, "cpu")]
     assert len(set(names)) == len(names), names
 
@@ -164,7 +164,7 @@ def test_names_of_the_cases_differ(suite: cases.Suite) -> None:
 @pytest.mark.parametrize(
     ("device", "shape"), [("cpu", (64, 64, 2, 1)), ("cuda:3", (128, 128, 9, 4)), ("mps", (128, 128, 9, 4))]
 )
-def test_case_has_the_shape_of_its_kind_of_device(suite: cases.Suite, device: str, shape: tuple[int, ...]) -> None:
+def test_case_has_the_shape_for_its_kind_of_device(suite: cases.Suite, device: str, shape: tuple[int, ...]) -> None:
     first = cases.unroll(suite, device)[0].case
     assert (first.height, first.width, first.steps, first.batch) == shape
     assert first.device == device
@@ -178,19 +178,19 @@ def test_case_has_the_shape_of_its_kind_of_device(suite: cases.Suite, device: st
         (["tiny-sd", "tiny-ddpm"], ["bf16"], [("tiny-sd", "bf16"), ("tiny-sd", "bf16")]),
     ],
 )
-def test_only_the_selected_models_and_dtypes_have_cases(
+def test_selection_of_models_and_dtypes_leaves_only_their_cases(
     suite: cases.Suite, only_models: list[str], only_dtypes: list[str], expected: list[tuple[str, str]]
 ) -> None:
     cells = cases.unroll(suite, "cpu", only_models=only_models, only_dtypes=only_dtypes)
     assert [(cell.case.model, cell.case.dtype) for cell in cells] == expected
 
 
-def test_selection_without_a_case_is_rejected(suite: cases.Suite) -> None:
+def test_selection_that_leaves_no_case_is_rejected(suite: cases.Suite) -> None:
     with pytest.raises(SpecError, match="no case"):
         cases.unroll(suite, "cpu", only_models=["tiny-sd"], only_dtypes=["fp16"])
 
 
-def test_unknown_suite_is_rejected_with_the_known_suites() -> None:
+def test_unknown_suite_is_rejected_with_the_names_of_all_suites() -> None:
     with pytest.raises(SpecError) as caught:
         cases.load_suite("quikc")
     assert "'quikc'" in str(caught.value)
@@ -202,7 +202,7 @@ def test_unknown_suite_is_rejected_with_the_known_suites() -> None:
     ("only_models", "only_dtypes", "unknown", "listed"),
     [(["dalle"], [], "model 'dalle'", models()), ([], ["fp8"], "dtype 'fp8'", list(DTYPES))],
 )
-def test_unknown_model_or_dtype_is_rejected_with_the_known_ones(
+def test_selection_of_an_unknown_model_or_dtype_is_rejected_with_the_valid_names(
     suite: cases.Suite, only_models: list[str], only_dtypes: list[str], unknown: str, listed: list[str]
 ) -> None:
     with pytest.raises(SpecError) as caught:
@@ -228,7 +228,7 @@ def test_unknown_model_or_dtype_is_rejected_with_the_known_ones(
         ("steps = 7", "steps = 0", 21, ["matrix.1.gpu.0.steps"]),
     ],
 )
-def test_invalid_suite_is_rejected_with_file_line_and_key(
+def test_invalid_value_in_a_suite_file_is_rejected_with_file_line_and_key(
     tmp_path: Path, old: str, new: str, line: int, fragments: list[str]
 ) -> None:
     assert SUITE.count(old) == 1
@@ -249,6 +249,7 @@ def test_absent_or_malformed_suite_file_is_rejected(tmp_path: Path) -> None:
 
 
 def model(files: dict[str, int | None], architecture: str = "tiny-sd") -> models_config.ModelSpec:
+    """Return a manifest entry with these files: {path: size in bytes, or None}."""
     return models_config.ModelSpec(
         repo="someone/model",
         revision=REVISION,
@@ -260,7 +261,7 @@ def model(files: dict[str, int | None], architecture: str = "tiny-sd") -> models
 
 @pytest.fixture
 def snapshot(tmp_path: Path) -> Path:
-    """Return a snapshot like those of the hub's cache: links into a folder of blobs."""
+    """Return a snapshot folder as huggingface_hub makes it, with a link to a blob of 5 bytes."""
     folder = tmp_path / "cache" / "huggingface" / "hub" / "models--someone--model" / "snapshots" / REVISION
     (folder / "unet").mkdir(parents=True)
     blob = folder.parent.parent / "blob"
@@ -270,7 +271,7 @@ def snapshot(tmp_path: Path) -> Path:
     return folder
 
 
-def test_weights_are_the_complete_snapshot_of_the_architecture(tmp_path: Path, snapshot: Path) -> None:
+def test_weights_of_a_model_are_the_complete_snapshot_of_its_architecture(tmp_path: Path, snapshot: Path) -> None:
     manifest = {
         "other": model({"config.json": 2}, architecture="tiny-ddpm"),
         "mine": model({"unet/model.safetensors": 5, "config.json": None}),
@@ -299,12 +300,12 @@ def test_snapshot_with_a_broken_link_is_not_used(tmp_path: Path, snapshot: Path)
     assert cases.weights("tiny-sd", manifest, layout.Root(tmp_path)) == {}
 
 
-def test_later_complete_snapshot_is_used_if_the_first_is_incomplete(tmp_path: Path, snapshot: Path) -> None:
+def test_snapshot_of_a_later_entry_is_used_if_that_of_the_first_is_incomplete(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"torn": model({"config.json": 99}), "whole": model({"config.json": 2})}
     assert cases.weights("tiny-sd", manifest, layout.Root(tmp_path)) == {"tiny-sd": str(snapshot)}
 
 
-def test_model_that_extends_another_needs_the_weights_of_both(tmp_path: Path, snapshot: Path) -> None:
+def test_model_that_extends_another_has_weights_only_if_both_are_complete(tmp_path: Path, snapshot: Path) -> None:
     manifest = {"control": model({"config.json": 2}, architecture="tiny-controlnet")}
     root = layout.Root(tmp_path)
     assert cases.weights("tiny-controlnet", manifest, root) == {}
@@ -347,12 +348,12 @@ def unrolled(
     return [(cell.case.dtype, cell.case.height, cell.required) for cell in cells]
 
 
-def test_lower_is_the_preferred_low_precision_of_the_device(tmp_path: Path) -> None:
+def test_dtype_lower_becomes_the_preferred_low_precision_of_the_device(tmp_path: Path) -> None:
     cells = unrolled(tmp_path, cases.Capabilities("bf16", frozenset(["fp16"]), 16))
     assert cells == [("fp32", 16, True), ("bf16", 16, True)]
 
 
-def test_device_without_low_precision_has_only_fp32_cases(tmp_path: Path) -> None:
+def test_suite_has_only_fp32_cases_on_a_device_without_low_precision(tmp_path: Path) -> None:
     assert unrolled(tmp_path, cases.Capabilities(None, frozenset(["bf16", "fp16"]), 16)) == [("fp32", 16, True)]
 
 
@@ -364,31 +365,31 @@ def test_first_shape_that_fits_the_device_is_used(tmp_path: Path, device: str, l
     assert ("fp32", size, True) in cells
 
 
-def test_dtype_that_the_user_names_is_tried_without_kernels(tmp_path: Path) -> None:
+def test_dtype_that_the_user_names_has_cases_even_without_kernels(tmp_path: Path) -> None:
     none = cases.Capabilities(None, frozenset(["bf16", "fp16"]), 16)
     assert unrolled(tmp_path, none, only_dtypes=["fp16"]) == [("fp16", 16, True)]
     assert unrolled(tmp_path, none, changes={"dtype": "fp16"}) == [("fp16", 16, True)]
 
 
-def test_suite_without_a_supported_dtype_is_rejected(tmp_path: Path) -> None:
+def test_suite_of_which_the_device_supports_no_dtype_is_rejected(tmp_path: Path) -> None:
     text = SUITE_WITH_LOWER.replace('["fp32", "lower"]', '"tf32"').replace('["fp32", "bf16", "fp16"]', '"bf16"')
     suite = cases.load_suite(str(write_suite(tmp_path, text)))
     with pytest.raises(SpecError, match=r"cpu has no kernels for any dtype of this suite \(bf16, tf32\)"):
         cases.unroll(suite, "cpu", capabilities=cases.Capabilities(None, frozenset(["tf32", "bf16", "fp16"])))
 
 
-def test_lower_is_not_a_dtype_outside_of_suites() -> None:
+def test_dtype_lower_is_rejected_outside_of_suite_files() -> None:
     with pytest.raises(SpecError, match="unknown dtype 'lower'"):
         cases.change(cases.default_case("tiny-ddpm", "cpu"), {"dtype": "lower"})
 
 
-def test_invalid_steps_are_rejected_with_the_axis() -> None:
+def test_zero_steps_are_rejected_with_the_name_of_the_axis() -> None:
     with pytest.raises(SpecError, match="steps=0"):
         cases.change(cases.default_case("tiny-ddpm", "cpu"), {"steps": "0"})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
-def test_quick_suite_requires_both_models_in_both_precisions(device: str) -> None:
+def test_quick_suite_requires_both_models_in_fp32_and_in_low_precision(device: str) -> None:
     cells = cases.unroll(
         cases.load_suite("quick"), device, capabilities=cases.Capabilities("bf16", frozenset(["fp16"]), 16)
     )

@@ -1,4 +1,4 @@
-"""Tests the probe of a device's dtypes, which runs in a process that a kernel may kill."""
+"""Tests the probe that finds the dtypes for which a device has kernels; a bad kernel may crash its process."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ sys.exit(0)
 
 @pytest.fixture
 def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DtypeSupport]:
+    """Return a function that probes the CPU with PROBE_PROGRAM in place of the worker.
+
+    Its arguments are a statement that runs before the end of each probe, code that changes the program's values, and
+    the number of CPUs that the process may use.
+    """
+
     def probe_program(before: str = "pass", *, changes: str = "", cpus: float | None = None) -> DtypeSupport:
         file = tmp_path / "probe.py"
         body = PROBE_PROGRAM.replace("def emit(", f"{changes}\ndef before(dtype):\n    {before}\ndef emit(")
@@ -57,7 +63,7 @@ def probe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dtyp
     return probe_program
 
 
-def test_dtype_without_kernels_is_reported_with_its_factor(probe: Callable[..., DtypeSupport]) -> None:
+def test_dtype_without_kernels_is_left_out_with_its_slowness_against_fp32(probe: Callable[..., DtypeSupport]) -> None:
     support = probe()
     assert [(precision.dtype, precision.kernels) for precision in support.precisions] == [
         ("bf16", True),
@@ -69,7 +75,7 @@ def test_dtype_without_kernels_is_reported_with_its_factor(probe: Callable[..., 
     assert support.capabilities == cases.Capabilities("bf16", frozenset(["fp16", "tf32"]), 32)
 
 
-def test_dtype_whose_probe_crashes_has_no_kernels(probe: Callable[..., DtypeSupport]) -> None:
+def test_dtype_whose_probe_crashes_counts_as_without_kernels(probe: Callable[..., DtypeSupport]) -> None:
     support = probe("dtype == 'bf16' and os.kill(os.getpid(), signal.SIGILL)")
     bf16, fp16 = support.precisions
     assert not bf16.kernels
@@ -77,11 +83,11 @@ def test_dtype_whose_probe_crashes_has_no_kernels(probe: Callable[..., DtypeSupp
     assert dtype_support.describe_omission(bf16, "cpu").startswith(
         "bf16: left out, since its probe failed (the worker died in the phase 'bf16'"
     )
-    assert (fp16.slower, fp16.fault) == (100.0, None), "it was probed in another process"
+    assert (fp16.slower, fp16.fault) == (100.0, None), "the other dtype was probed in a new process"
 
 
 @pytest.mark.parametrize(("reported", "tried"), [("True", True), ("None", True), ("False", False)])
-def test_failure_that_proves_nothing_leaves_the_decision_to_torchs_report(
+def test_dtype_whose_probe_is_killed_or_out_of_memory_counts_as_torch_reports(
     probe: Callable[..., DtypeSupport], reported: str, *, tried: bool
 ) -> None:
     # A lack of memory or a driver error says nothing about the dtype.
@@ -100,20 +106,22 @@ def test_failure_that_proves_nothing_leaves_the_decision_to_torchs_report(
         assert [line.endswith("its cases run anyway") for line in notes] == [tried]
 
 
-def test_dtype_that_torch_rejects_has_no_kernels(probe: Callable[..., DtypeSupport]) -> None:
+def test_dtype_that_torch_rejects_counts_as_without_kernels(probe: Callable[..., DtypeSupport]) -> None:
     support = probe(changes="faults['bf16'] = {'fault': 'not implemented', 'unsupported': True}")
     assert not support.precisions[0].kernels
 
 
 @pytest.mark.parametrize(("has", "without"), [(True, False), (False, True), (None, False)])
-def test_gpu_before_ampere_has_no_tf32(*, has: bool | None, without: bool) -> None:
+def test_tf32_is_left_out_if_the_gpu_does_not_have_it(*, has: bool | None, without: bool) -> None:
     support = DtypeSupport("cuda:0", tf32=has)
     assert ("tf32" in support.capabilities.without) is without
     notes = list(dtype_support.notes(support, cases.load_suite("full"), ()))
     assert any(line.startswith("tf32: left out") for line in notes) is without
 
 
-def test_probe_of_a_gpu_reports_tf32_and_unsupported_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_of_a_gpu_reports_tf32_and_tells_unsupported_dtypes_from_other_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     events: list[WorkerEvent] = []
     precisions: list[str] = []
 
@@ -133,7 +141,7 @@ def test_probe_of_a_gpu_reports_tf32_and_unsupported_dtypes(monkeypatch: pytest.
     assert precisions == ["fp32", "bf16"], "torch's own default for a convolution in fp32 is TF32"
 
 
-def test_crash_in_fp32_leaves_the_other_dtypes_probed(probe: Callable[..., DtypeSupport]) -> None:
+def test_other_dtypes_are_probed_after_a_crash_in_fp32(probe: Callable[..., DtypeSupport]) -> None:
     support = probe("dtype == 'fp32' and os.kill(os.getpid(), signal.SIGILL)")
     assert [(precision.dtype, precision.kernels, precision.slower) for precision in support.precisions] == [
         ("bf16", True, None),
@@ -141,22 +149,26 @@ def test_crash_in_fp32_leaves_the_other_dtypes_probed(probe: Callable[..., Dtype
     ]
 
 
-def test_slow_dtype_has_no_kernels_even_if_torch_reports_some(probe: Callable[..., DtypeSupport]) -> None:
+def test_very_slow_dtype_counts_as_without_kernels_even_if_torch_reports_some(
+    probe: Callable[..., DtypeSupport],
+) -> None:
     support = probe(changes="kernels['fp16'] = True")
     assert not support.precisions[1].kernels
 
 
-def test_emulated_dtype_counts_if_it_is_as_fast_as_fp32(probe: Callable[..., DtypeSupport]) -> None:
+def test_dtype_without_reported_kernels_counts_as_supported_only_if_it_is_as_fast_as_fp32(
+    probe: Callable[..., DtypeSupport],
+) -> None:
     assert probe(changes="kernels['bf16'] = False").precisions[0].kernels
     assert not probe(changes="kernels['bf16'] = False; rates['bf16'] = 50e9").precisions[0].kernels
     assert probe(changes="kernels['bf16'] = None; rates['bf16'] = 50e9").precisions[0].kernels, "torch reports nothing"
 
 
-def test_cpu_quota_of_one_core_reduces_the_lanes(probe: Callable[..., DtypeSupport]) -> None:
+def test_cpu_quota_of_one_core_halves_the_lanes_of_two_threads(probe: Callable[..., DtypeSupport]) -> None:
     assert probe(cpus=1.0).lanes == 16
 
 
-def test_interpreter_without_torch_leaves_no_dtype_out() -> None:
+def test_failed_probe_leaves_no_dtype_out() -> None:
     support = dtype_support.probe(Path(sys.executable), "cpu")
     assert support.precisions == ()
     assert "without a result" in (support.fault or "")
@@ -173,14 +185,14 @@ def test_preferred_low_precision_is_fp16_on_a_gpu_and_bf16_on_a_cpu() -> None:
     assert lower == {"cpu": "bf16", "cuda:0": "fp16", "mps": "fp16"}
 
 
-def test_suite_with_only_fp32_needs_no_probe(tmp_path: Path) -> None:
+def test_probe_is_needed_for_a_suite_with_low_precision_or_sizes_by_device(tmp_path: Path) -> None:
     suite = cases.load_suite(suite_in(tmp_path, 'dtype = "fp32"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4}\n'))
     assert not dtype_support.is_needed(suite, "cpu", ())
     assert dtype_support.is_needed(cases.load_suite("quick"), "cpu", ("fp32",)), "its sizes depend on the device"
     assert dtype_support.is_needed(cases.load_suite("tiny"), "cpu", ())
 
 
-def test_run_stores_the_probe_and_has_no_case_for_a_dtype_without_kernels(
+def test_run_stores_the_probed_dtypes_and_has_no_case_for_one_without_kernels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = PROBE_PROGRAM.split("\n", 3)[3].replace("def emit(", "def before(dtype): pass\ndef emit(")
@@ -201,10 +213,10 @@ def test_run_stores_the_probe_and_has_no_case_for_a_dtype_without_kernels(
 
 @pytest.mark.worker
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these variables of oneDNN and torch are for x86")
-def test_cpu_without_avx512_has_no_kernels_for_bf16_and_fp16(
+def test_real_cpu_limited_to_avx2_has_no_kernels_for_bf16_and_fp16(
     measured_python: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Variables limit real torch to AVX2: both dtypes are emulated, and much slower than fp32.
+    # These variables limit torch to AVX2, with which both dtypes are emulated, and much slower than fp32.
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     support = dtype_support.probe(measured_python, "cpu", cpus=1.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def with_picture(folder: Path, case: Case, grey: int, *, size: int = 4, evaluations: int | None = None) -> Result:
-    """Return a result whose picture has one shade of grey."""
+    """Write a picture in one shade of grey (0 to 255), and return the result of a case that has it."""
     from PIL import Image
 
     Image.new("RGB", (size, size), (grey, grey, grey)).save(folder / f"{case.name}.png")
@@ -26,7 +26,7 @@ def with_picture(folder: Path, case: Case, grey: int, *, size: int = 4, evaluati
     return replace(result, work=replace(result.work, evaluations=evaluations or case.steps))
 
 
-def test_picture_is_compared_with_the_same_case_in_fp32(tmp_path: Path) -> None:
+def test_picture_is_compared_with_that_of_the_same_case_in_fp32(tmp_path: Path) -> None:
     plain = with_picture(tmp_path, a_case(), 100)
     half = with_picture(tmp_path, a_case(dtype="fp16", layout="channels_last"), 110)
     alone = with_picture(tmp_path, a_case(dtype="bf16", steps=5), 100)
@@ -35,27 +35,27 @@ def test_picture_is_compared_with_the_same_case_in_fp32(tmp_path: Path) -> None:
     assert pair.psnr == pytest.approx(20 * math.log10(255 / 10))
 
 
-def test_picture_of_a_tiled_vae_is_compared_with_that_of_the_whole_vae(tmp_path: Path) -> None:
+def test_picture_of_a_tiled_vae_in_fp16_is_compared_with_the_untiled_one_in_fp32(tmp_path: Path) -> None:
     plain = with_picture(tmp_path, a_case(), 100)
     tiled = with_picture(tmp_path, a_case(dtype="fp16", vae="tiling"), 100)
     assert [pair.plain for pair in image_quality.precision_pairs([plain, tiled], tmp_path)] == [plain]
 
 
-def test_results_get_the_psnr_of_their_pictures(tmp_path: Path) -> None:
+def test_psnr_is_none_for_fp32_and_at_most_100_for_equal_pictures(tmp_path: Path) -> None:
     results = [with_picture(tmp_path, a_case(), 100), with_picture(tmp_path, a_case(dtype="fp16"), 110)]
     results.append(with_picture(tmp_path, a_case(dtype="bf16"), 100))
     psnrs = [result.numerics.psnr for result in image_quality.with_psnr(results, tmp_path) if result.numerics]
     assert psnrs == [None, pytest.approx(20 * math.log10(255 / 10)), 100.0]
 
 
-def test_equal_pictures_have_infinite_psnr(tmp_path: Path) -> None:
+def test_psnr_of_a_pair_of_equal_pictures_is_infinite(tmp_path: Path) -> None:
     both = [with_picture(tmp_path, a_case(), 100), with_picture(tmp_path, a_case(dtype="bf16"), 100)]
     (pair,) = image_quality.precision_pairs(both, tmp_path)
     assert pair.psnr == math.inf
 
 
 @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\ngarbage", None])
-def test_unreadable_picture_is_not_compared(tmp_path: Path, content: bytes | None) -> None:
+def test_absent_or_unreadable_picture_is_not_compared(tmp_path: Path, content: bytes | None) -> None:
     both = [with_picture(tmp_path, a_case(), 100), with_picture(tmp_path, a_case(dtype="bf16"), 100)]
     file = tmp_path / f"{both[1].case.name}.png"
     if content is None:
@@ -65,17 +65,17 @@ def test_unreadable_picture_is_not_compared(tmp_path: Path, content: bytes | Non
     assert image_quality.precision_pairs(both, tmp_path) == []
 
 
-def test_pictures_of_two_sizes_are_not_compared(tmp_path: Path) -> None:
+def test_pictures_of_different_sizes_are_not_compared(tmp_path: Path) -> None:
     both = [with_picture(tmp_path, a_case(), 100), with_picture(tmp_path, a_case(dtype="bf16"), 100, size=8)]
     assert image_quality.precision_pairs(both, tmp_path) == []
 
 
-def test_failed_case_is_not_compared(tmp_path: Path) -> None:
+def test_picture_of_a_failed_case_is_not_compared(tmp_path: Path) -> None:
     both = [with_picture(tmp_path, a_case(), 100), with_picture(tmp_path, a_case(dtype="bf16"), 100)]
     assert image_quality.precision_pairs([replace(both[0], status=Status.ERROR), both[1]], tmp_path) == []
 
 
-def test_schedulers_are_compared_with_the_longest_solution(tmp_path: Path) -> None:
+def test_accuracy_of_a_scheduler_is_its_distance_from_the_picture_with_the_most_steps(tmp_path: Path) -> None:
     results = [
         with_picture(tmp_path, a_case(model="tiny-sd", scheduler="ddim", steps=10), 60),
         with_picture(tmp_path, a_case(model="tiny-sd", scheduler="dpmpp", steps=10), 90),
@@ -99,7 +99,7 @@ def test_schedulers_are_compared_with_the_longest_solution(tmp_path: Path) -> No
     assert chart.startswith("<svg")
 
 
-def test_ddim_that_clips_is_not_compared(tmp_path: Path) -> None:
+def test_ddim_has_no_accuracy_for_a_model_with_which_it_clips(tmp_path: Path) -> None:
     # The configuration of ddpm-cat-256 makes DDIM clip its predictions; that of Stable Diffusion does not.
     for model, solvers in (("ddpm-cat-256", ["euler", "heun"]), ("stable-diffusion-v1-5", ["ddim", "euler", "heun"])):
         case = a_case(model=model, scheduler="dpmpp", steps=40)
@@ -109,6 +109,6 @@ def test_ddim_that_clips_is_not_compared(tmp_path: Path) -> None:
         assert [item.result.case.scheduler for item in accuracies] == solvers
 
 
-def test_without_a_longer_solution_there_are_no_accuracies(tmp_path: Path) -> None:
+def test_schedulers_have_no_accuracies_if_all_cases_have_equally_many_steps(tmp_path: Path) -> None:
     results = [with_picture(tmp_path, a_case(scheduler=name, steps=10), 60) for name in ("ddim", "dpmpp", "unipc")]
     assert list(image_quality.scheduler_accuracies(results, tmp_path)) == []

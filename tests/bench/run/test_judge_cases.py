@@ -1,4 +1,4 @@
-"""Tests the verdict on the reliability of a run's numbers."""
+"""Tests the verdict of a run, which says whether its figures are reliable and its numbers right."""
 
 from __future__ import annotations
 
@@ -55,6 +55,27 @@ FAILED_LATER = a_result(
         ([CLEAN, NAN_DIFFERENCE], VerdictState.FAIL),
         ([DISTURBED, CRASHED, INACCURATE], VerdictState.FAIL),
     ],
+    ids=[
+        "all clean",
+        "clean and skipped",
+        "clean and no time",
+        "one of three disturbed",
+        "two of three disturbed",
+        "one disturbed",
+        "no time for a required case",
+        "required case skipped",
+        "clean and too slow",
+        "required case too slow",
+        "clean and a hung worker",
+        "no results",
+        "all skipped",
+        "one crashed",
+        "one failed after right numbers",
+        "one with NaN",
+        "one inaccurate",
+        "one with a NaN difference",
+        "disturbed, crashed and inaccurate",
+    ],
 )
 def test_verdict_of_a_run_depends_on_its_results(results: list[Result], state: VerdictState) -> None:
     assert judge(results).state is state
@@ -68,30 +89,32 @@ def test_verdict_of_a_run_depends_on_its_results(results: list[Result], state: V
         (Status.TIMEOUT, "--model tiny-ddpm --dtype fp32 --budget 1800"),
     ],
 )
-def test_unmeasured_case_is_listed_with_the_next_command(status: Status, command: str) -> None:
+def test_case_that_failed_is_a_reason_of_the_verdict_with_the_command_that_repeats_it(
+    status: Status, command: str
+) -> None:
     failed = a_result(status=status, reason="why\nand its trace")
     judged = judge([CLEAN, failed], "my suites/one.toml")
     command = f"bench run 'my suites/one.toml' --device cpu {command}"
     assert judged == Verdict(VerdictState.NOT_JUDGED, (f"{failed.case.name}: why. Next: {command}",))
 
 
-def test_disturbed_case_is_listed_with_the_reason() -> None:
+def test_disturbed_case_is_a_reason_of_the_verdict() -> None:
     assert judge([CLEAN, CLEAN, DISTURBED]).reasons == (
         f"{DISTURBED.case.name}: disturbed, it used only 50% of the time of its 2 threads",
     )
 
 
-def test_run_without_a_measured_case_has_that_reason() -> None:
+def test_verdict_of_a_run_without_a_measured_case_says_so() -> None:
     assert judge([SKIPPED]).reasons == ("no case was measured",)
 
 
-def test_undisturbed_run_has_no_reasons() -> None:
+def test_verdict_of_an_undisturbed_run_has_no_reasons() -> None:
     assert judge([CLEAN, SKIPPED]).reasons == ()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "mps"])
 @pytest.mark.parametrize("cpu_share", [0.2, 0.84, 0.86, None])
-def test_cpu_share_counts_only_for_cases_on_the_cpu(device: str, cpu_share: float | None) -> None:
+def test_low_cpu_share_disturbs_only_cases_on_the_cpu(device: str, cpu_share: float | None) -> None:
     # While a GPU computes the host waits, so a low share is normal.
     result = a_result(a_case(device=device), host=a_host(cpu_share=cpu_share))
     low = device == "cpu" and cpu_share is not None and cpu_share < 0.85
@@ -102,14 +125,16 @@ def test_cpu_share_counts_only_for_cases_on_the_cpu(device: str, cpu_share: floa
 @pytest.mark.parametrize(
     ("steal", "disturbed"), [(0.3, True), (0.06, True), (0.04, False), (0.0, False), (None, False)]
 )
-def test_steal_time_counts_on_every_device(device: str, steal: float | None, disturbed: bool) -> None:
+def test_steal_time_above_5_percent_disturbs_cases_on_every_device(
+    device: str, steal: float | None, disturbed: bool
+) -> None:
     reason = disturbance.of_case(a_result(a_case(device=device), host=a_host(steal_share=steal)))
     assert (reason is not None) is disturbed
     if reason is not None:
         assert f"{steal:.0%}" in reason
 
 
-def test_unmeasured_case_is_not_disturbed() -> None:
+def test_case_without_samples_or_host_load_is_not_disturbed() -> None:
     assert disturbance.of_case(a_result(samples=(), host=a_host(cpu_share=0.1))) is None
     assert disturbance.of_case(a_result(host=None)) is None
 
@@ -123,17 +148,19 @@ def test_unmeasured_case_is_not_disturbed() -> None:
         (VerdictState.NOT_JUDGED, Exit.NOT_JUDGED),
     ],
 )
-def test_verdict_has_its_exit_code(state: VerdictState, code: Exit) -> None:
+def test_verdict_pass_and_warn_exit_with_0_and_fail_with_3_and_not_judged_with_5(
+    state: VerdictState, code: Exit
+) -> None:
     assert exit_code(Verdict(state)) is code
 
 
-def test_warning_exits_with_5_if_strict() -> None:
+def test_verdict_warn_exits_with_5_if_strict() -> None:
     states = (VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED)
     codes = [exit_code(Verdict(state), strict=True) for state in states]
     assert codes == [Exit.GOOD, Exit.NOT_JUDGED, Exit.VERDICT_FAIL, Exit.NOT_JUDGED]
 
 
-def test_exit_codes_are_those_of_the_documentation() -> None:
+def test_exit_codes_are_0_to_5_and_130() -> None:
     assert [int(code) for code in Exit] == [0, 1, 2, 3, 4, 5, 130]
 
 
@@ -141,20 +168,20 @@ def drifting(*seconds: float) -> tuple[Sample, ...]:
     return tuple(Sample(image_seconds, (image_seconds / 4,) * 4, image_seconds) for image_seconds in seconds)
 
 
-def test_changed_copy_rate_with_changed_images_is_a_disturbance() -> None:
+def test_case_is_disturbed_if_copy_rate_and_image_time_both_changed() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 47e9, 32e9))
     slower = a_result(work=work, samples=drifting(2.0, 2.0, 2.0, 2.3, 2.3, 2.3))
     assert disturbance.of_case(slower) == "the speed of the machine changed: its copy rate went from 50 to 32 GB/s"
     assert disturbance.of_case(replace(slower, work=replace(work, copy_bytes_per_second=(50e9, 44e9)))) is None
 
 
-def test_changed_copy_rate_with_steady_images_is_not_a_disturbance() -> None:
+def test_case_is_not_disturbed_if_the_copy_rate_changed_and_the_images_did_not() -> None:
     work = replace(a_result().work, copy_bytes_per_second=(50e9, 32e9))
     assert disturbance.of_case(a_result(work=work, samples=drifting(2.0, 2.05, 2.0, 2.02))) is None
     assert disturbance.of_case(a_result(work=work, samples=drifting(2.0, 2.0, 2.3))) is not None
 
 
-def test_rate_above_the_data_sheet_is_doubted() -> None:
+def test_rate_above_the_data_sheet_of_the_card_is_a_warning() -> None:
     work = replace(a_result().work, flops_per_step=int(40e12))
     fast = a_result(a_case(dtype="fp16", device="cuda:0"), work=work, software={"device": "Tesla T4"})
     assert spec_share(fast) == pytest.approx(80 / 65)

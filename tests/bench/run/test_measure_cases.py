@@ -26,7 +26,7 @@ def progress() -> RecordedProgress:
     return RecordedProgress()
 
 
-def test_disturbed_case_is_not_repeated_without_time(
+def test_disturbed_case_is_not_repeated_if_no_time_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     monkeypatch.setattr(worker_process, "run_case", lambda *_, **__: pytest.fail("there is no time"))
@@ -37,10 +37,10 @@ def test_disturbed_case_is_not_repeated_without_time(
 
 
 @pytest.mark.parametrize(("waited", "later"), [(0.4, 6.0), (0.0, 55.0)])
-def test_overhead_is_taken_from_undisturbed_starts_only(
+def test_overhead_of_a_case_is_learned_only_from_undisturbed_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress, waited: float, later: float
 ) -> None:
-    # A start that waited for cores took 55 s; the overhead stays at the default of 6 s.
+    # The first start took 55 s. If it had to wait for cores, the overhead stays at the default of 6 s.
     clock = Standing()
     monkeypatch.setattr(measure_cases, "time", clock)
 
@@ -56,10 +56,10 @@ def test_overhead_is_taken_from_undisturbed_starts_only(
     assert run_session.overhead(a_case()) == later
 
 
-def test_repetition_has_the_time_of_the_first_attempt(
+def test_repetition_of_a_disturbed_case_may_take_as_long_as_its_first_attempt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
-    # Both disturbed required cases are repeated, and the time of the optional one is reserved.
+    # Both required cases are disturbed and repeated; the time of the optional case stays reserved.
     clock, requests = Standing(), list[CaseRequest]()
     monkeypatch.setattr(measure_cases, "time", clock)
 
@@ -85,7 +85,7 @@ def test_repetition_has_the_time_of_the_first_attempt(
     assert requests[2].limit_seconds == 40.0, "a repetition does not exceed the budget"
 
 
-def test_small_budget_is_spent_in_order(
+def test_budget_too_small_for_all_cases_is_spent_on_the_first_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     # Twenty starts of 6 s alone exceed the budget of 90 s; the first cases get a figure, and no time is reserved for
@@ -107,7 +107,7 @@ def test_small_budget_is_spent_in_order(
     assert all(result.cause.startswith("the budget leaves 0 s") for result in results[9:])
 
 
-def test_required_cases_get_the_time_of_a_small_budget(
+def test_budget_too_small_for_all_cases_is_spent_on_the_required_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     clock, requests = Standing(), list[CaseRequest]()
@@ -128,7 +128,7 @@ def test_required_cases_get_the_time_of_a_small_budget(
     assert [result.status for result in results] == [Status.OK, Status.OK, Status.SKIPPED, Status.SKIPPED]
 
 
-def test_interrupted_run_has_a_skipped_result_for_each_unreached_case(
+def test_interrupted_run_stores_a_skipped_result_for_each_case_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     def run_case(request: CaseRequest, *_: object, **__: object) -> Result:
@@ -148,7 +148,7 @@ def test_interrupted_run_has_a_skipped_result_for_each_unreached_case(
     ]
 
 
-def test_overhead_is_the_shortest_start(
+def test_overhead_of_a_case_is_that_of_the_shortest_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgress
 ) -> None:
     clock, durations = Standing(), iter([10.0, 50.0])

@@ -1,4 +1,4 @@
-"""Tests the code of a recipe: it is valid Python for each model and setting, and generates images with a stand-in."""
+"""Tests recipes, which are Python code for the fastest setting: the code is valid, and generates images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_recipe_is_valid_python_for_each_model_and_task(model: str, task: str, a
     assert "\n\n\n" not in text
 
 
-def test_default_settings_have_no_line() -> None:
+def test_recipe_has_no_line_for_a_default_setting() -> None:
     text = recipe.code(PLAIN, MANIFEST)
     for word in ("compile", "channels_last", "sdpa", "tf32", "num_images", "offload", "threads", "tiling"):
         assert word not in text
@@ -81,25 +81,25 @@ def test_default_settings_have_no_line() -> None:
         ({"layout": "channels_last"}, "pipe.vae.to(memory_format=torch.channels_last)"),
     ],
 )
-def test_setting_has_its_line(changes: dict[str, object], line: str) -> None:
+def test_recipe_has_the_line_for_a_setting(changes: dict[str, object], line: str) -> None:
     assert line in recipe.code(replace(PLAIN, **changes), MANIFEST).splitlines()  # type: ignore[arg-type]
 
 
-def test_controlnet_is_passed_to_the_pipeline_of_its_base_model() -> None:
+def test_recipe_passes_a_controlnet_to_the_pipeline_of_its_base_model() -> None:
     text = recipe.code(replace(PLAIN, model="sd-controlnet-canny"), MANIFEST)
     before, after = text.split("StableDiffusionControlNetPipeline.from_pretrained(")
     assert MANIFEST["sd-controlnet-canny"].repo in before
     assert MANIFEST["stable-diffusion-v1-5"].repo in after
 
 
-def test_model_that_the_manifest_lacks_has_a_placeholder() -> None:
+def test_recipe_has_a_placeholder_for_a_model_that_is_not_in_the_manifest() -> None:
     text = recipe.code(replace(PLAIN, model="tiny-sd"), MANIFEST)
     assert '    "…",  # your model' in text
 
 
 @pytest.fixture(scope="module")
 def build_stand_in(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildStandIn:
-    """Return the root and the entry of a model's stand-in, built once."""
+    """Return a function that builds the stand-in of a model, once, and returns its root and manifest entry."""
 
     @cache
     def build(model: str) -> tuple[Root, ModelSpec]:
@@ -127,13 +127,13 @@ def build_stand_in(measured_python: Path, tmp_path_factory: pytest.TempPathFacto
         ("tiny-ddpm", {"layout": "channels_last", "attention": "flash", "batch": 2, "dtype": "bf16"}),
     ],
 )
-def test_recipe_generates_images(
+def test_recipe_generates_finite_images_with_a_stand_in(
     measured_python: Path,
     build_stand_in: BuildStandIn,
     model: str,
     changes: dict[str, object],
 ) -> None:
-    # The code runs unchanged in the measured environment, without network.
+    # The code runs in the measured environment, without a network; two lines at its end check the images.
     root, entry = build_stand_in(model)
     case = Case(model, "cpu", "fp32", "euler", steps=2, batch=1, height=64, width=64)
     text = recipe.code(replace(case, **changes), {model: entry})  # type: ignore[arg-type]

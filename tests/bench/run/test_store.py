@@ -36,8 +36,23 @@ if TYPE_CHECKING:
         lambda content: content.update(interleaved=True),
         lambda content: content.update(suite="\ud800"),
     ],
+    ids=[
+        "zero seconds",
+        "NaN seconds",
+        "infinite seconds",
+        "batch of 0",
+        "zero peak rate",
+        "gpus is null",
+        "gpu without a name",
+        "memory is a text",
+        "quota is a text",
+        "interleaved with one case",
+        "suite is a lone surrogate",
+    ],
 )
-def test_run_with_impossible_values_is_rejected(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def test_run_file_with_an_impossible_value_is_rejected(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
     content = json.loads(dumps(a_run()))
     change(content)
     (tmp_path / "run.json").write_text(json.dumps(content))
@@ -45,13 +60,13 @@ def test_run_with_impossible_values_is_rejected(tmp_path: Path, change: Callable
         store.load(str(tmp_path / "run.json"), tmp_path)
 
 
-def test_deeply_nested_brackets_are_rejected(tmp_path: Path) -> None:
+def test_run_file_of_deeply_nested_brackets_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("[" * 200_000)
     with pytest.raises(FirstlightError, match="not a run that this version can read"):
         store.load(str(tmp_path / "run.json"), tmp_path)
 
 
-def test_run_is_found_by_id_folder_file_and_as_the_last_one(tmp_path: Path) -> None:
+def test_run_is_found_by_id_or_folder_or_file_and_the_newest_without_a_name(tmp_path: Path) -> None:
     first, last = a_run(id="20260101T000000Z-quick-aaaaaa"), a_run(id="20260102T000000Z-quick-bbbbbb")
     for run in (first, last):
         store.keep(run, tmp_path / run.id)
@@ -61,7 +76,7 @@ def test_run_is_found_by_id_folder_file_and_as_the_last_one(tmp_path: Path) -> N
     assert [path.name for path in (tmp_path / first.id).iterdir()] == ["run.json"], "no temporary file is left"
 
 
-def test_baseline_is_stored_under_its_name_and_can_be_replaced(tmp_path: Path) -> None:
+def test_baseline_is_stored_under_its_name_and_replaced_by_a_newer_one(tmp_path: Path) -> None:
     run = a_run()
     kept = store.keep_baseline(run, "before-the-upgrade", tmp_path)
     assert kept == tmp_path / "baselines" / "before-the-upgrade.json"
@@ -79,7 +94,7 @@ def test_invalid_baseline_name_is_rejected(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "baselines").exists()
 
 
-def test_unknown_run_is_rejected_with_the_known_names(tmp_path: Path) -> None:
+def test_unknown_run_is_rejected_with_the_names_of_stored_runs(tmp_path: Path) -> None:
     with pytest.raises(FirstlightError, match="has no run"):
         store.load("", tmp_path)
     store.keep_baseline(a_run(), "mine", tmp_path)
@@ -87,7 +102,7 @@ def test_unknown_run_is_rejected_with_the_known_names(tmp_path: Path) -> None:
         store.load("yours", tmp_path)
 
 
-def test_run_of_schema_1_is_read(tmp_path: Path) -> None:
+def test_run_file_of_schema_1_without_later_fields_is_read(tmp_path: Path) -> None:
     content = plain(a_run(a_result()))
     content["schema"] = 1
     for name in ("command", "interleaved"):
@@ -104,21 +119,21 @@ def test_run_of_schema_1_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("schema", [0, SCHEMA + 1])
-def test_unknown_schema_is_rejected(tmp_path: Path, schema: int) -> None:
+def test_run_file_of_an_unknown_schema_is_rejected(tmp_path: Path, schema: int) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text(dumps(a_run(schema=schema)))
     with pytest.raises(FirstlightError, match=f"has schema {schema}, but this version reads only 1 to {SCHEMA}"):
         store.load("x", tmp_path)
 
 
-def test_folder_that_cannot_be_written_is_an_error() -> None:
+def test_storing_a_run_in_an_unwritable_folder_is_an_error_with_its_path() -> None:
     with pytest.raises(FirstlightError, match=r"/proc/self/firstlight"):
         store.keep(a_run(), Path("/proc/self/firstlight"))
 
 
 @pytest.mark.parametrize("name", ["schema-3", "validation-schema-3"])
-def test_run_file_of_schema_3_is_read_and_written_with_its_new_fields_alone(tmp_path: Path, name: str) -> None:
-    # An earlier version has written these files, before the worker's events had records.
+def test_run_file_of_schema_3_is_read_and_written_unchanged_but_for_new_fields(tmp_path: Path, name: str) -> None:
+    # An earlier version has written these files.
     golden = CHECKOUT / "tests" / "data" / "runs" / f"{name}.json"
     run = store.load(str(golden), tmp_path)
     assert run.schema == 3
@@ -126,7 +141,7 @@ def test_run_file_of_schema_3_is_read_and_written_with_its_new_fields_alone(tmp_
     assert store.write(run, tmp_path / "run.json").read_text(encoding="utf-8") == expected
 
 
-def test_validation_file_of_schema_3_is_in_the_history(tmp_path: Path) -> None:
+def test_validation_file_of_schema_3_is_read_into_the_history(tmp_path: Path) -> None:
     golden = CHECKOUT / "tests" / "data" / "runs" / "validation-schema-3.json"
     (tmp_path / golden.name).write_bytes(golden.read_bytes())
     kept = history.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Tests whole runs with a program in place of the worker: pairs, repetitions, the budget, and the stored run."""
+"""Tests whole runs with a program in place of the worker: pairs of --interleave, repetitions, budget, stored run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACED_PAIR = "if case.dtype == 'bf16': seconds = 2.2\n" + PACED_IMAGES
 
 
 def request_in(folder: Path, seconds: float) -> request.RunRequest:
-    """Return a request for the tiny suite on the CPU, with all files in one folder."""
+    """Return a request for the tiny suite on the CPU with a budget in seconds, and with all files in one folder."""
     python = Path(sys.executable)
     return request.RunRequest(
         suite="tiny", device="cpu", python=python, root=str(folder), out=folder / "out", budget_seconds=seconds
@@ -35,7 +35,7 @@ def request_in(folder: Path, seconds: float) -> request.RunRequest:
 
 
 def suite_in(folder: Path, axes: str) -> str:
-    """Write a suite of one block, and return its path."""
+    """Write a suite file with one matrix block, whose lines are `axes`, and return its path."""
     file = folder / "mine.toml"
     head = 'description = "d"\n[budget]\ncpu = 60\ncuda = 60\nmps = 60\n[[matrix]]\nmodel = "tiny-ddpm"\n'
     file.write_text(head + axes)
@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgr
         file = tmp_path / "program.py"
         file.write_text(WORKER + program)
         monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
-        # The budget's clock stands still; worker and pipe keep the real clock, so that a hanging worker is killed.
+        # The clock of the budget stands still. The parent's wait for the worker keeps the real clock.
         clock = Standing()
         monkeypatch.setattr(suite_run, "time", clock)
         monkeypatch.setattr(measure_cases, "time", clock)
@@ -64,7 +64,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: RecordedProgr
     return run_program
 
 
-def test_run_is_stored_with_its_command(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_run_is_stored_with_its_command_and_clean_results(run: Callable[..., Run], tmp_path: Path) -> None:
     measured = run(PLAIN, command="bench run tiny")
     assert [result.status for result in measured.results] == [Status.OK] * 2
     assert all(result.trust and result.trust.state == "clean" for result in measured.results)
@@ -72,14 +72,14 @@ def test_run_is_stored_with_its_command(run: Callable[..., Run], tmp_path: Path)
     assert measured.command == "bench run tiny"
 
 
-def test_one_evaluation_per_setting_is_compared_with_fp32(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_only_the_first_case_of_each_setting_is_compared_with_fp32(run: Callable[..., Run], tmp_path: Path) -> None:
     suite = suite_in(tmp_path, 'dtype = ["fp32", "bf16"]\nscheduler = ["ddim", "ddpm"]\ncpu = {size = 16, steps = 4}\n')
     run(PLAIN, suite=suite)
     assert [logged["compare"] for logged in logged_requests()] == [True, False, True, False]
 
 
-def test_best_probe_rate_of_a_dtype_is_passed_to_later_cases(run: Callable[..., Run], tmp_path: Path) -> None:
-    # It is the best rate, not the last one: a disturbed probe must not make a case seem too expensive.
+def test_highest_probe_rate_of_a_dtype_is_passed_to_later_cases(run: Callable[..., Run], tmp_path: Path) -> None:
+    # Not the last rate: a disturbed probe must not make a later case seem too slow for the budget.
     suite = suite_in(
         tmp_path, 'dtype = ["fp32", "bf16"]\nscheduler = ["ddim", "ddpm"]\ncpu = {size = 16, steps = [4, 5]}\n'
     )
@@ -128,7 +128,7 @@ def test_required_cases_come_first_and_are_repeated_before_the_others(run: Calla
     assert [(result.required, result.attempts) for result in measured.results] == [(False, 1), (True, 2)]
 
 
-def test_required_case_may_exceed_the_suites_budget(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_required_case_may_exceed_the_budget_of_its_suite(run: Callable[..., Run], tmp_path: Path) -> None:
     file = Path(suite_in(tmp_path, TWO_KINDS))
     file.write_text(file.read_text().replace("cpu = 60", "cpu = 1"))
     measured = run(PLAIN, suite=str(file), budget_seconds=None)
@@ -139,7 +139,7 @@ def test_required_case_may_exceed_the_suites_budget(run: Callable[..., Run], tmp
     assert first["checks_seconds"] <= 1.0
 
 
-def test_skipped_pair_of_a_required_case_is_required(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_results_of_a_skipped_pair_are_required_if_the_case_is(run: Callable[..., Run], tmp_path: Path) -> None:
     measured = run(
         PACED_PAIR, suite=suite_in(tmp_path, TWO_KINDS), interleave=("dtype=fp32", "dtype=bf16"), budget_seconds=9.0
     )
@@ -160,13 +160,13 @@ def test_dtype_that_the_user_names_is_not_reported_as_left_out(
     assert measured.notes[0].startswith("sizes are chosen")
 
 
-def test_budget_flag_limits_required_cases_too(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_budget_flag_also_limits_required_cases(run: Callable[..., Run], tmp_path: Path) -> None:
     measured = run(PLAIN, suite=suite_in(tmp_path, TWO_KINDS), budget_seconds=1.0)
     assert {result.status for result in measured.results} == {Status.SKIPPED}
     assert measured.verdict.state.value == "could not judge"
 
 
-def test_images_of_a_pair_alternate_in_both_orders(run: Callable[..., Run]) -> None:
+def test_images_of_an_interleaved_pair_alternate_in_both_orders(run: Callable[..., Run]) -> None:
     measured = run(PACED_PAIR, interleave=("dtype=fp32", "dtype=bf16"), models=("tiny-ddpm",), budget_seconds=30.0)
     assert measured.interleaved
     assert [result.case.dtype for result in measured.results] == ["fp32", "bf16"]
@@ -180,13 +180,15 @@ def test_images_of_a_pair_alternate_in_both_orders(run: Callable[..., Run]) -> N
     assert row.ratio.median == pytest.approx(1.1)
 
 
-def test_cases_that_become_the_same_pair_are_measured_once(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_cases_that_interleave_turns_into_the_same_pair_are_measured_once(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
     axes = 'dtype = ["fp32", "bf16"]\nscheduler = "ddim"\ncpu = {size = 16, steps = 2}\n'
     measured = run(PACED_PAIR, suite=suite_in(tmp_path, axes), interleave=("dtype=fp32", "dtype=bf16"))
     assert [result.case.dtype for result in measured.results] == ["fp32", "bf16"]
 
 
-def test_pair_ends_if_the_second_worker_dies(run: Callable[..., Run]) -> None:
+def test_interleaved_pair_ends_if_its_second_worker_dies(run: Callable[..., Run]) -> None:
     program = "if case.dtype == 'bf16': sys.exit(3)\n" + PACED_PAIR
     measured = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=("tiny-ddpm",))
     assert [result.status for result in measured.results] == [Status.SKIPPED, Status.ERROR]
@@ -194,14 +196,16 @@ def test_pair_ends_if_the_second_worker_dies(run: Callable[..., Run]) -> None:
     assert "exit code 3" in (measured.results[1].reason or "")
 
 
-def test_second_worker_of_a_pair_does_not_start_if_the_first_dies(run: Callable[..., Run]) -> None:
+def test_second_worker_of_an_interleaved_pair_does_not_start_if_the_first_dies(run: Callable[..., Run]) -> None:
     program = "if case.dtype == 'fp32': sys.exit(3)\n" + PACED_PAIR
     measured = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=("tiny-ddpm",))
     assert [result.status for result in measured.results] == [Status.ERROR, Status.SKIPPED]
     assert len(logged_requests()) == 1
 
 
-def test_pair_ends_within_its_budget_and_too_few_pairs_are_not_judged(run: Callable[..., Run]) -> None:
+def test_interleaved_run_with_time_for_one_pair_of_images_ends_in_time_and_is_not_judged(
+    run: Callable[..., Run],
+) -> None:
     # The images report 30 s each, so there is time for one pair only.
     program = "seconds = 30.0\n" + PACED_IMAGES
     measured = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=("tiny-ddpm",), budget_seconds=60.0)
@@ -211,7 +215,7 @@ def test_pair_ends_within_its_budget_and_too_few_pairs_are_not_judged(run: Calla
     assert row.reason == "1 pairs are too few: the median needs at least 6"
 
 
-def test_noisy_pair_gets_more_images_until_its_ratio_is_known(run: Callable[..., Run]) -> None:
+def test_interleaved_pair_with_noise_makes_more_than_the_fewest_images(run: Callable[..., Run]) -> None:
     noisy = PACED_IMAGES.replace(
         "    image()\n", "    seconds = 1.0 + 0.2 * (len(samples) % 2) * (case.dtype == 'bf16')\n    image()\n"
     )
@@ -219,60 +223,62 @@ def test_noisy_pair_gets_more_images_until_its_ratio_is_known(run: Callable[...,
     assert len(measured.results[0].samples) > 6
 
 
-def test_disturbed_pair_is_repeated(run: Callable[..., Run]) -> None:
+def test_disturbed_interleaved_pair_is_repeated(run: Callable[..., Run]) -> None:
     program = "if turn <= 2: host = replace(host, wait_share=0.4)\n" + PACED_PAIR
     measured = run(program, interleave=("dtype=fp32", "dtype=bf16"), models=("tiny-ddpm",))
     assert [result.trust.state for result in measured.results if result.trust] == ["clean", "clean"]
     assert len(logged_requests()) == 4
 
 
-def test_time_for_the_start_of_later_pairs_is_reserved(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_interleaved_pair_leaves_time_for_the_start_of_later_pairs(run: Callable[..., Run], tmp_path: Path) -> None:
     run(PACED_PAIR, interleave=("dtype=fp32", "dtype=bf16"), budget_seconds=60.0)
     first = logged_requests()[0]
     assert first["limit_seconds"] == 60.0 - 2 * 6.0
     assert first["share_seconds"] == 30.0
 
 
-def test_case_with_wrong_numbers_is_not_repeated_when_disturbed(run: Callable[..., Run]) -> None:
-    # A repetition would have no comparison with fp32, and the next scheduler would be taken for correct.
+def test_disturbed_case_with_wrong_numbers_is_not_repeated(run: Callable[..., Run]) -> None:
+    # A repetition makes no comparison with fp32. It would replace the failed result and seem correct.
     wrong = "for _ in range(6): image()\nend(Status.ERROR, 'one evaluation is 0.9 from fp32')\n"
     measured = run(f"host = replace(host, wait_share=0.4)\n{wrong}")
     assert {result.status for result in measured.results} == {Status.ERROR}
     assert {result.attempts for result in measured.results} == {1}
 
 
-def test_setting_that_failed_its_comparison_is_compared_again(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_setting_whose_comparison_with_fp32_failed_is_compared_again_in_the_next_case(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
     suite = suite_in(tmp_path, 'dtype = "bf16"\nscheduler = ["ddim", "ddpm"]\ncpu = {size = 16, steps = 4}\n')
     run("for _ in range(6): image()\nend(Status.ERROR, 'one evaluation is 0.9 from fp32')\n", suite=suite)
     assert [logged["compare"] for logged in logged_requests()] == [True, True]
 
 
-def test_repetition_keeps_the_comparison_of_the_first_attempt(run: Callable[..., Run]) -> None:
+def test_repeated_case_keeps_the_comparison_with_fp32_of_its_first_attempt(run: Callable[..., Run]) -> None:
     measured = run("if turn == 1: host = replace(host, wait_share=0.4)\n" + PLAIN)
     assert measured.results[0].attempts == 2
     assert measured.results[0].numerics is not None
     assert measured.results[0].numerics.forward_error == 0.001
 
 
-def test_each_batch_size_is_compared(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_each_batch_size_is_compared_with_fp32(run: Callable[..., Run], tmp_path: Path) -> None:
     suite = suite_in(tmp_path, 'dtype = "bf16"\nscheduler = "ddim"\ncpu = {size = 16, steps = 4, batch = [1, 2]}\n')
     run(PLAIN, suite=suite)
     assert [logged["compare"] for logged in logged_requests()] == [True, True]
 
 
 @pytest.mark.parametrize("flag", ["find_max", "in_process"])
-def test_flags_that_pairs_do_not_support_are_rejected(run: Callable[..., Run], flag: str) -> None:
+def test_interleave_with_find_max_or_in_process_is_rejected(run: Callable[..., Run], flag: str) -> None:
     with pytest.raises(SpecError, match=f"--{flag.replace('_', '-')} cannot be combined with --interleave"):
         run(PACED_PAIR, interleave=("dtype=fp32", "dtype=bf16"), **{flag: True})
 
 
-def test_pair_without_time_is_skipped(run: Callable[..., Run]) -> None:
+def test_interleaved_pair_without_time_for_its_start_is_skipped(run: Callable[..., Run]) -> None:
     measured = run(PACED_PAIR, interleave=("dtype=fp32", "dtype=bf16"), budget_seconds=10.0)
     assert {result.status for result in measured.results} == {Status.SKIPPED}
     assert "starting a pair takes 12 s" in (measured.results[0].reason or "")
 
 
-def test_interpreter_is_a_setting_of_a_pair(run: Callable[..., Run], tmp_path: Path) -> None:
+def test_interleaved_pair_can_differ_in_the_interpreter(run: Callable[..., Run], tmp_path: Path) -> None:
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\necho other >> {tmp_path}/started\nexec {sys.executable} "$@"\n')
     other.chmod(0o755)
@@ -281,12 +287,12 @@ def test_interpreter_is_a_setting_of_a_pair(run: Callable[..., Run], tmp_path: P
     assert measured.results[0].case == measured.results[1].case
 
 
-def test_changes_apply_to_all_cases(run: Callable[..., Run]) -> None:
+def test_changes_of_the_request_apply_to_all_cases(run: Callable[..., Run]) -> None:
     measured = run(PLAIN, changes=("steps=7", "layout=channels_last"))
     assert {(result.case.steps, result.case.layout) for result in measured.results} == {(7, "channels_last")}
 
 
-def test_find_max_is_passed_to_all_cases(run: Callable[..., Run]) -> None:
+def test_find_max_of_the_request_is_passed_to_all_cases(run: Callable[..., Run]) -> None:
     run(PLAIN, find_max=True)
     assert [logged["find_max"] for logged in logged_requests()] == [True, True]
 
@@ -295,17 +301,17 @@ def test_find_max_is_passed_to_all_cases(run: Callable[..., Run]) -> None:
     ("text", "expected"),
     [("", {}), ("dtype=bf16", {"dtype": "bf16"}), (" dtype = bf16 , batch=2", {"dtype": "bf16", "batch": "2"})],
 )
-def test_settings_are_parsed(text: str, expected: dict[str, str]) -> None:
+def test_settings_text_is_parsed_into_axes_and_values(text: str, expected: dict[str, str]) -> None:
     assert suite_run.settings(text) == expected
 
 
 @pytest.mark.parametrize("text", ["dtype", "=bf16", "dtype=", "dtype=fp32,batch"])
-def test_invalid_settings_are_rejected(text: str) -> None:
+def test_invalid_settings_text_is_rejected(text: str) -> None:
     with pytest.raises(SpecError, match="Write AXIS=VALUE"):
         suite_run.settings(text)
 
 
-def test_in_process_needs_an_interpreter_of_the_same_version(tmp_path: Path) -> None:
+def test_in_process_with_an_interpreter_of_another_version_is_a_blocked_error(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho '2.7 /nowhere'\n")
     python.chmod(0o755)
@@ -315,7 +321,7 @@ def test_in_process_needs_an_interpreter_of_the_same_version(tmp_path: Path) -> 
 
 
 @pytest.mark.worker
-def test_in_process_measures_a_case(measured_python: Path) -> None:
+def test_in_process_measures_a_case_with_real_torch(measured_python: Path) -> None:
     # The test uses a child process, so that torch is not imported here.
     script = (
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
@@ -334,12 +340,13 @@ def test_in_process_measures_a_case(measured_python: Path) -> None:
 
 
 def logged_requests() -> list[dict[str, Any]]:
+    """Return the requests that the program has received, in order."""
     import json
 
     return [json.loads(line) for line in Path("requests").read_text().splitlines()]
 
 
-def test_outcome_has_the_status_and_the_first_line_of_the_reason() -> None:
+def test_outcome_of_a_result_is_its_status_and_the_first_line_of_its_reason() -> None:
     assert case_outcome.text(Result(a_case(), Status.OOM, "no memory\nmore")) == "oom: no memory"
 
 

@@ -1,4 +1,4 @@
-"""Tests the search for the fastest setting, with a program in place of the worker that defines each setting's speed."""
+"""Tests `bench tune`, with a program in place of the worker that gives each setting a fixed speed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from bench.run.tune import TuneResult
 
-# fp16 has no kernels, flash is fast and wrong, compiling takes too long, and a batch of two is the fastest.
+# In this program, fp16 is skipped as too slow, flash is fast but wrong, compiling takes too long, and a batch of 2 is
+# the fastest.
 SPEEDS = (
     WORKER
     + """
@@ -53,7 +54,11 @@ end(*((Status.ERROR, "one evaluation is 0.3 from fp32's") if case.attention == "
 def run_search(
     folder: Path, patch: pytest.MonkeyPatch, program: str = "", *, images: str = IMAGES, **changes: Any
 ) -> TuneResult:
-    """Run a search whose budget's clock stands still; worker and pipe keep the real clock, so that a hang ends."""
+    """Run a search in a folder, with SPEEDS, `program` and `images` in place of the worker.
+
+    The clock of the budget stands still; the parent's wait for the worker keeps the real clock. `changes` replace
+    fields of the request.
+    """
     file = folder / "program.py"
     file.write_text(SPEEDS + program + images)
     patch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
@@ -82,7 +87,7 @@ def search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tun
 
 @dataclass(frozen=True)
 class DefaultSearch:
-    """Hold the result of a search without changes, and its folder."""
+    """Holds the result of a search with the unchanged program, and its folder."""
 
     result: TuneResult
     folder: Path
@@ -103,7 +108,7 @@ def settings(result: TuneResult) -> list[str]:
     return ["/".join(attempt.case.settings) for attempt in result.tries]
 
 
-def test_fastest_correct_setting_is_found_and_confirmed(default_search: DefaultSearch) -> None:
+def test_tune_finds_the_fastest_correct_setting_and_confirms_its_gain(default_search: DefaultSearch) -> None:
     tuned = default_search.result
     assert settings(tuned) == [
         "fp32/batch 1",
@@ -121,12 +126,14 @@ def test_fastest_correct_setting_is_found_and_confirmed(default_search: DefaultS
     assert tuned.tuning.gain is not None
     assert tuned.tuning.gain == pytest.approx(1 / (0.6 * 0.8 * 0.9))
     assert tuned.exit is Exit.GOOD
-    assert len((default_search.folder / "turns").read_text().split()) >= 12, "both were measured again in turns"
+    assert len((default_search.folder / "turns").read_text().split()) >= 12, (
+        "default and best setting were measured again, in alternating images"
+    )
     assert "    dtype=torch.bfloat16," in tuned.tuning.code
     assert "torch.channels_last" in tuned.tuning.code
 
 
-def test_search_is_stored_as_a_run_that_passes_although_some_settings_failed(default_search: DefaultSearch) -> None:
+def test_tune_stores_all_tried_settings_as_a_run_with_the_verdict_pass(default_search: DefaultSearch) -> None:
     kept = store.load("", default_search.folder / "out")
     assert kept == default_search.result.run
     assert kept.verdict.state.value == "pass"
@@ -134,12 +141,12 @@ def test_search_is_stored_as_a_run_that_passes_although_some_settings_failed(def
     assert {result.case.steps for result in kept.results} == {3}
 
 
-def test_setting_given_by_the_user_is_not_varied(search: Callable[..., TuneResult]) -> None:
+def test_tune_does_not_vary_an_axis_that_the_user_has_set(search: Callable[..., TuneResult]) -> None:
     tuned = search(changes=("dtype=fp32", "batch=2", "attention=sdpa", "compile=eager"))
     assert settings(tuned) == ["fp32/batch 2", "fp32/batch 2/channels_last"]
 
 
-def test_difference_below_three_percent_keeps_the_default(search: Callable[..., TuneResult]) -> None:
+def test_tune_keeps_the_default_if_no_setting_is_three_percent_faster(search: Callable[..., TuneResult]) -> None:
     tuned = search("seconds = 2.0 * case.batch * (1 - 0.02 * (case.dtype == 'bf16'))\n")
     assert tuned.tuning.gain is None
     assert tuned.best is tuned.default
@@ -147,13 +154,13 @@ def test_difference_below_three_percent_keeps_the_default(search: Callable[..., 
     assert "the default is the fastest setting: fp32, batch 1" in table
 
 
-def test_search_fails_if_the_default_cannot_be_measured(search: Callable[..., TuneResult]) -> None:
+def test_tune_fails_if_the_default_setting_cannot_be_measured(search: Callable[..., TuneResult]) -> None:
     with pytest.raises(FirstlightError, match=r"the default setting cannot be measured \(oom: too big") as caught:
         search("end(Status.OOM, 'too big'); sys.exit()\n")
     assert caught.value.exit == 1
 
 
-def test_gain_on_a_disturbed_machine_is_repeated_and_doubted(search: Callable[..., TuneResult]) -> None:
+def test_tune_repeats_a_disturbed_confirmation_once_and_then_doubts_the_gain(search: Callable[..., TuneResult]) -> None:
     tuned = search("if request['paced']: host = replace(host, wait_share=0.4)\n")
     assert tuned.exit is Exit.NOT_JUDGED
     assert tuned.tuning.doubt == "its threads waited 40% of the time for a core"
@@ -162,32 +169,32 @@ def test_gain_on_a_disturbed_machine_is_repeated_and_doubted(search: Callable[..
     assert "not reliable: its threads waited" in tables.tuning_table(tuned, color=False, width=100)
 
 
-def test_best_setting_that_cannot_be_confirmed_is_doubted(search: Callable[..., TuneResult]) -> None:
+def test_tune_reports_no_gain_if_the_confirmation_fails(search: Callable[..., TuneResult]) -> None:
     tuned = search("if request['paced'] and case.dtype == 'bf16': sys.exit(3)\n")
     assert tuned.tuning.gain is None
     assert tuned.exit is Exit.NOT_JUDGED
     assert (tuned.tuning.doubt or "").startswith("the best setting could not be confirmed: error: the worker ended")
 
 
-def test_batch_that_does_not_fit_in_memory_is_not_tried(search: Callable[..., TuneResult]) -> None:
+def test_tune_does_not_try_a_batch_that_does_not_fit_in_memory(search: Callable[..., TuneResult]) -> None:
     tuned = search("memory = Memory(host_run_peak_bytes=1 << 50)\n")
     assert {attempt.case.batch for attempt in tuned.tries} == {1}
 
 
-def test_no_setting_is_tried_after_the_budget(search: Callable[..., TuneResult]) -> None:
+def test_tune_skips_the_settings_for_which_the_budget_leaves_no_time(search: Callable[..., TuneResult]) -> None:
     tuned = search(budget_seconds=14.0)
     late = [attempt.reason for attempt in tuned.tries if attempt.reason and "the budget leaves" in attempt.reason]
     assert late
     assert tuned.default.status is Status.OK
 
 
-def test_default_of_a_gpu_uses_tf32_like_torch() -> None:
+def test_default_setting_on_a_gpu_is_tf32_unless_the_user_sets_the_dtype() -> None:
     assert tune._default("stable-diffusion-v1-5", "cuda:0", {}).dtype == "tf32"
     assert tune._default("stable-diffusion-xl", "cuda:0", {"dtype": "fp16"}).dtype == "fp16"
     assert tune._default("ddpm-cat-256", "cpu", {"size": "32"}).height == 32
 
 
-def test_json_has_the_best_setting_the_gain_and_all_tries(default_search: DefaultSearch) -> None:
+def test_tune_json_has_the_best_setting_the_gain_and_all_tries(default_search: DefaultSearch) -> None:
     content = json.loads(json.dumps(tune.to_json(default_search.result)))
     assert content["best"]["batch"] == 2
     assert content["gain"] == pytest.approx(2.3148, rel=1e-3)
@@ -202,7 +209,7 @@ def test_json_has_the_best_setting_the_gain_and_all_tries(default_search: Defaul
     assert content["exit"] == 0
 
 
-def test_table_lists_the_fastest_first_and_excluded_settings_last(default_search: DefaultSearch) -> None:
+def test_tune_table_lists_the_fastest_setting_first_and_wrong_ones_last(default_search: DefaultSearch) -> None:
     lines = tables.tuning_table(default_search.result, color=False, width=160).splitlines()
     rows = [line for line in lines if line.startswith("│")]
     assert "bf16, batch 2, channels_last" in rows[0]
@@ -212,7 +219,9 @@ def test_table_lists_the_fastest_first_and_excluded_settings_last(default_search
     assert any("predicted 83 s to compile" in line for line in lines)
 
 
-def test_setting_that_is_slower_when_confirmed_is_not_recommended(search: Callable[..., TuneResult]) -> None:
+def test_tune_recommends_the_default_if_the_best_setting_is_slower_in_the_confirmation(
+    search: Callable[..., TuneResult],
+) -> None:
     tuned = search("if request['paced'] and case.dtype == 'bf16': seconds = 3.0 * case.batch\n")
     assert tuned.tuning.best == tuned.tuning.default
     assert tuned.tuning.gain is None
@@ -230,7 +239,7 @@ def test_setting_that_is_slower_when_confirmed_is_not_recommended(search: Callab
         ("forward_error=0.001, repeats=False", "a second image with the same seed has different"),
     ],
 )
-def test_setting_without_verified_numbers_is_excluded(
+def test_tune_excludes_a_setting_whose_numbers_were_not_verified(
     search: Callable[..., TuneResult], numbers: str, reason: str
 ) -> None:
     tuned = search(f"if case.dtype == 'bf16': numerics = Numerics(True, None, '0' * 64, {numbers})\n")
@@ -238,19 +247,21 @@ def test_setting_without_verified_numbers_is_excluded(
     assert reason in tables.tuning_table(tuned, color=False, width=160)
 
 
-def test_confirmed_result_keeps_its_comparison_with_fp32(default_search: DefaultSearch) -> None:
+def test_best_setting_keeps_its_comparison_with_fp32_after_the_confirmation(default_search: DefaultSearch) -> None:
     assert default_search.result.best.numerics is not None
     assert default_search.result.best.numerics.forward_error == 0.001
 
 
-def test_default_on_a_disturbed_machine_is_not_reported_as_the_fastest(search: Callable[..., TuneResult]) -> None:
+def test_tune_on_a_disturbed_machine_could_not_judge_that_the_default_is_fastest(
+    search: Callable[..., TuneResult],
+) -> None:
     tuned = search("seconds = 2.0 * case.batch\nhost = replace(host, wait_share=0.4)\n")
     assert tuned.tuning.best == tuned.tuning.default
     assert tuned.exit is Exit.NOT_JUDGED
     assert tuned.run.verdict.state.value == "could not judge"
 
 
-def test_second_pair_that_fails_does_not_replace_the_first(search: Callable[..., TuneResult]) -> None:
+def test_second_confirmation_that_fails_does_not_replace_the_first(search: Callable[..., TuneResult]) -> None:
     program = "if request['paced']:\n    host = replace(host, wait_share=0.4)\n"
     program += "    if sum(json.loads(line)['paced'] for line in log.read_text().splitlines()) > 2: sys.exit(3)\n"
     tuned = search(program)
@@ -258,7 +269,7 @@ def test_second_pair_that_fails_does_not_replace_the_first(search: Callable[...,
     assert tuned.tuning.doubt == "its threads waited 40% of the time for a core"
 
 
-def test_confirmation_with_fewer_than_six_pairs_is_doubted(search: Callable[..., TuneResult]) -> None:
+def test_tune_doubts_a_gain_confirmed_with_fewer_than_six_pairs_of_images(search: Callable[..., TuneResult]) -> None:
     tuned = search("if request['paced']: seconds *= 40\n")
     assert tuned.tuning.gain is not None
     assert tuned.tuning.doubt is not None
@@ -266,20 +277,22 @@ def test_confirmation_with_fewer_than_six_pairs_is_doubted(search: Callable[...,
     assert tuned.exit is Exit.NOT_JUDGED
 
 
-def test_compiled_try_leaves_time_to_compile_again_for_the_confirmation(default_search: DefaultSearch) -> None:
+def test_try_of_a_compiled_setting_leaves_time_to_compile_again_for_the_confirmation(
+    default_search: DefaultSearch,
+) -> None:
     requests = default_search.requests()
     compiled = next(number for number, logged in enumerate(requests) if logged["case"]["compile"] != "eager")
     before, now = requests[compiled - 1]["limit_seconds"], requests[compiled]["limit_seconds"]
     assert now == pytest.approx(before / 2, abs=2.0)
 
 
-def test_each_try_leaves_time_for_the_confirmation(default_search: DefaultSearch) -> None:
-    # The confirmation needs nine pairs of the default and the best, and the start of both.
+def test_try_of_a_setting_leaves_time_for_the_confirmation(default_search: DefaultSearch) -> None:
+    # The confirmation needs nine pairs of images of the default and the best setting, and the start of two workers.
     second = default_search.requests()[1]
     assert second["limit_seconds"] == pytest.approx(120 - 9 * (2.0 + 2.0), abs=3.0)
 
 
-def test_batch_is_tried_if_it_is_predicted_to_fit(
+def test_tune_tries_a_larger_batch_only_if_its_predicted_memory_is_free(
     search: Callable[..., TuneResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import psutil
@@ -290,7 +303,7 @@ def test_batch_is_tried_if_it_is_predicted_to_fit(
     assert {attempt.case.batch for attempt in tuned.tries} == {1, 2}, "two take 0.8 GB, four would take 1.6"
 
 
-def test_difference_within_the_noise_keeps_the_default(search: Callable[..., TuneResult]) -> None:
+def test_tune_keeps_the_default_if_the_gain_is_within_the_noise(search: Callable[..., TuneResult]) -> None:
     noisy = IMAGES.replace(
         "for _ in range(6): image()\n", "for n in range(6):\n    seconds = base * (1, 1.3)[n % 2]\n    image()\n"
     )
@@ -308,19 +321,23 @@ if not request['paced'] and case.layout == 'channels_last':
 @pytest.mark.parametrize(
     "change", ["work = Work(copy_bytes_per_second=(32e9,))", "host = replace(host, steal_share=0.3)"]
 )
-def test_detected_change_of_the_machine_does_not_hide_a_setting(search: Callable[..., TuneResult], change: str) -> None:
-    # channels_last took a third longer in its try, but is the faster one in turns with the best.
+def test_tune_measures_a_setting_again_if_the_machine_changed_during_its_try(
+    search: Callable[..., TuneResult], change: str
+) -> None:
+    # The machine was slower during the try of channels_last. In alternation with the best setting, it is faster.
     program = SLOWER_ONCE + f"    {change}\n"
     assert search(program, budget_seconds=1200.0).best.case.settings == ["bf16", "batch 2", "channels_last"]
 
 
-def test_undetected_change_of_the_machine_hides_a_setting(search: Callable[..., TuneResult]) -> None:
-    # This shows that the detected change is the reason for the repetition in turns.
+def test_tune_does_not_measure_a_setting_again_without_a_sign_that_the_machine_changed(
+    search: Callable[..., TuneResult],
+) -> None:
+    # The test before differs only in the sign: another copy rate, or steal time.
     assert search(SLOWER_ONCE, budget_seconds=1200.0).best.case.layout == "contiguous"
 
 
-def test_setting_that_is_slower_in_turns_is_not_selected(search: Callable[..., TuneResult]) -> None:
-    # It seemed faster only because the machine was faster then.
+def test_tune_rejects_a_setting_that_was_faster_only_because_the_machine_was(search: Callable[..., TuneResult]) -> None:
+    # bf16 seems faster in its tries, during which the copy rate of the machine is higher too.
     program = "work = Work(copy_bytes_per_second=(32e9,))\nseconds = 2.0 * case.batch\n"
     program += "if not request['paced'] and case.dtype == 'bf16':\n"
     program += "    seconds /= 1.3\n    work = Work(copy_bytes_per_second=(50e9,))\n"
@@ -330,18 +347,18 @@ def test_setting_that_is_slower_in_turns_is_not_selected(search: Callable[..., T
 
 
 @pytest.mark.parametrize("axis", ["model", "device"])
-def test_axis_with_a_flag_of_its_own_is_rejected(search: Callable[..., TuneResult], axis: str) -> None:
+def test_tune_rejects_set_for_an_axis_that_has_a_flag(search: Callable[..., TuneResult], axis: str) -> None:
     with pytest.raises(SpecError, match=f"Use --{axis} instead"):
         search(changes=(f"{axis}=cpu",))
 
 
-def test_unknown_model_is_rejected(search: Callable[..., TuneResult]) -> None:
+def test_tune_rejects_an_unknown_model(search: Callable[..., TuneResult]) -> None:
     with pytest.raises(SpecError, match="unknown model"):
         search(models=("nothing",))
 
 
 @pytest.mark.worker
-def test_command_searches_with_a_real_worker(measured_python: Path, tmp_path: Path) -> None:
+def test_tune_command_finds_a_setting_with_the_real_worker(measured_python: Path, tmp_path: Path) -> None:
     argv = processor_clocks.command(
         "tune", "--model", "tiny-ddpm", "--device", "cpu", "--python", measured_python, "--root", tmp_path
     )

@@ -1,4 +1,4 @@
-"""Tests the examination of one device by its parent: repeated phases, and the end of a worker."""
+"""Tests how the parent examines one device: which phases it repeats, and what it makes of a worker that ends."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     ],
     ids=["crash in both attempts", "crash in one attempt", "killed by the host"],
 )
-def test_end_of_a_worker_is_a_fault_of_the_device_or_the_host(
+def test_crash_of_a_worker_counts_against_the_device_and_sigkill_does_not(
     validate: Callable[..., HostValidation], end: str, turns: str, state: VerdictState
 ) -> None:
-    # The worker ends during a product. If the host kills it (no memory), the device is not at fault.
+    # The worker ends in the phase "product". SIGKILL comes from the host, for lack of memory.
     validation = validate(changed_in("product", end, turns=turns))
     assert validation.run.verdict.state is state
     assert logged_phases().count("cuda:0 product") == 2
@@ -49,8 +49,10 @@ def test_end_of_a_worker_is_a_fault_of_the_device_or_the_host(
     assert ("in the phase 'product'" in message) is (turns == "True")
 
 
-def test_errors_during_the_validation_are_judged(validate: Callable[..., HostValidation], driver: Driver) -> None:
-    # The driver counts four more memory errors after the examination.
+def test_xids_and_memory_errors_that_appear_during_the_validation_are_judged(
+    validate: Callable[..., HostValidation], driver: Driver
+) -> None:
+    # In the first validation, the driver reports an XID. In the second, its count of memory errors grows by four.
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
     validation = validate("Path('phases').touch()\n")
     assert [item.state for item in judgements_of(validation, "xid-hardware")] == [FAIL]
@@ -69,8 +71,8 @@ def test_errors_during_the_validation_are_judged(validate: Callable[..., HostVal
 
 
 @pytest.mark.usefixtures("driver")
-def test_faulty_phase_is_repeated_in_a_new_worker(validate: Callable[..., HostValidation]) -> None:
-    # After most CUDA errors a process cannot compute any more.
+def test_phase_with_a_fault_is_repeated_in_a_new_worker(validate: Callable[..., HostValidation]) -> None:
+    # After most CUDA errors, the same process cannot compute any more. The global `dead` simulates that.
     broken = "values['fault'] = 'CUDA error: an illegal memory access was encountered'; globals()['dead'] = True"
     program = "dead = False\n" + changed_in("memory", broken, turns="turn == 1 or dead")
     validation = validate(program)
@@ -79,7 +81,7 @@ def test_faulty_phase_is_repeated_in_a_new_worker(validate: Callable[..., HostVa
 
 
 @pytest.mark.usefixtures("driver")
-def test_worker_that_hung_is_not_started_again(
+def test_phase_in_which_the_worker_hung_is_not_repeated(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child_process, "POLL_SECONDS", 0.01)
@@ -94,7 +96,7 @@ def test_worker_that_hung_is_not_started_again(
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("turn == 2", WARN), ("turn > 1", FAIL)])
-def test_faulty_phase_of_a_soak_round_is_repeated(
+def test_phase_with_a_fault_in_a_soak_round_is_repeated(
     validate: Callable[..., HostValidation], turns: str, state: VerdictState
 ) -> None:
     validation = validate(changed_in("memory", "values['fault'] = '1 word'", turns=turns), soak=0.01)
@@ -105,7 +107,7 @@ def test_faulty_phase_of_a_soak_round_is_repeated(
     ]
 
 
-def test_soak_round_reports_the_errors_that_the_driver_has_counted(
+def test_progress_of_a_soak_round_has_the_xids_and_memory_errors_of_the_driver(
     validate: Callable[..., HostValidation], driver: Driver, progress: RecordedProgress
 ) -> None:
     driver.answers["nvmlEventSetWait_v2"] = [{"eventType": 8, "eventData": 63}]
@@ -119,7 +121,7 @@ def test_soak_round_reports_the_errors_that_the_driver_has_counted(
 
 
 class ChangingCounters(dict[str, int]):
-    """Return another number at each read, like a counter of the driver that grows."""
+    """Stands in for the driver's error counts: each read calls a function, so that the count can grow."""
 
     def __init__(self, answer: Callable[[], int]) -> None:
         super().__init__({"0": 0, "1": 0})
@@ -130,10 +132,10 @@ class ChangingCounters(dict[str, int]):
 
 
 @pytest.mark.usefixtures("driver")
-def test_link_is_read_while_the_gpu_works(
+def test_pcie_link_is_read_while_the_gpu_works(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    # An idle link slows down: it is slow before the examination, and after its last phase.
+    # An idle PCIe link slows down: it shows generation 1 before the examination and after its last phase.
     generations = iter([1, 5])
     os.mkfifo(tmp_path / "gate")
     reads: list[int] = []
@@ -141,7 +143,7 @@ def test_link_is_read_while_the_gpu_works(
     def link(_: object) -> int:
         reads.append(next(generations, 1))
         if len(reads) == 2:
-            Path("gate").write_text("")  # now the worker can continue
+            Path("gate").write_text("")  # the worker waits for this text in its phase "memory"
         return reads[-1]
 
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrPcieLinkGeneration", link)
@@ -152,7 +154,7 @@ def test_link_is_read_while_the_gpu_works(
 
 
 @pytest.mark.usefixtures("driver")
-def test_own_worker_is_not_counted_as_another_process(
+def test_own_worker_on_the_gpu_is_not_counted_as_another_process(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_worker = [SimpleNamespace(pid=1, usedGpuMemory=1)]
@@ -169,14 +171,16 @@ BUSY_HOST = "HOST = Host(threads=2, cpu_share=0.5, steal_share=0.0, load_average
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("device", "state"), [("cuda:0", PASS), ("cpu", OPEN)])
-def test_busy_host_affects_the_verdict_on_its_cpu_only(
+def test_busy_host_prevents_a_verdict_on_its_cpu_and_not_on_its_gpu(
     validate: Callable[..., HostValidation], device: str, state: VerdictState
 ) -> None:
     assert validate(BUSY_HOST, device=device).run.verdict.state is state
 
 
-def test_host_load_of_the_first_worker_is_kept(validate: Callable[..., HostValidation]) -> None:
-    # The second worker runs only the memory phase, so it has not measured the host under load.
+def test_host_load_is_that_of_the_first_worker_if_a_second_one_repeats_a_phase(
+    validate: Callable[..., HostValidation],
+) -> None:
+    # The second worker runs only the memory phase, in which the host load is not measured.
     without_load = "HOST = Host(threads=2, cpu_share=None, steal_share=None, load_average=None)"
     program = BUSY_HOST + "if Path('phases').exists(): " + without_load + "\n"
     validation = validate(program + changed_in("memory", "values['fault'] = '1 word'", turns="turn == 1"), device="cpu")

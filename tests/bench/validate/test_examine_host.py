@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.usefixtures("driver")
-def test_healthy_gpu_passes_and_its_run_is_stored_in_out_and_in_the_history(
+def test_healthy_gpu_passes_and_its_run_is_stored_in_the_results_and_in_the_history(
     validate: Callable[..., HostValidation], tmp_path: Path
 ) -> None:
     validation = validate()
@@ -53,16 +53,18 @@ def test_healthy_gpu_passes_and_its_run_is_stored_in_out_and_in_the_history(
 
 
 @pytest.mark.usefixtures("driver")
-def test_gpu_is_compared_with_its_own_best_value(validate: Callable[..., HostValidation]) -> None:
+def test_gpu_slower_than_its_own_best_value_is_a_warning_and_the_phase_is_repeated(
+    validate: Callable[..., HostValidation],
+) -> None:
     validate()
     (later,) = judgements_of(validate(changed_in("loop", "values['step'] = 0.03")), "loop")
     assert (later.state, later.expected, later.confidence) == (WARN, 0.02, "own")
     assert "its own best value, run" in later.said
-    assert logged_phases()[14:] == ["cuda:0 loop"], "the doubtful phase was repeated"
+    assert logged_phases()[14:] == ["cuda:0 loop"], "the phase with the warning was repeated"
 
 
 @pytest.mark.usefixtures("driver")
-def test_slow_phase_is_repeated_before_the_gpu_fails(validate: Callable[..., HostValidation]) -> None:
+def test_slow_phase_is_repeated_once_before_the_gpu_fails(validate: Callable[..., HostValidation]) -> None:
     validation = validate(changed_in("product", "values['product'] = 300 * T"))
     assert verdict.exit_code(validation.run.verdict) is Exit.VERDICT_FAIL
     assert logged_phases()[7:] == ["cuda:0 product"]
@@ -73,7 +75,7 @@ def test_slow_phase_is_repeated_before_the_gpu_fails(validate: Callable[..., Hos
 
 
 @pytest.mark.usefixtures("driver")
-def test_phase_that_is_slow_once_does_not_count(validate: Callable[..., HostValidation]) -> None:
+def test_phase_that_is_slow_only_the_first_time_passes(validate: Callable[..., HostValidation]) -> None:
     validation = validate(changed_in("product", "values['product'] = 300 * T", turns="turn == 1"))
     assert validation.run.verdict.state is PASS
     assert validation.run.validation is not None
@@ -82,7 +84,7 @@ def test_phase_that_is_slow_once_does_not_count(validate: Callable[..., HostVali
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
-def test_memory_fault_fails_if_it_repeats_and_warns_otherwise(
+def test_memory_fault_fails_if_it_repeats_and_is_a_warning_otherwise(
     validate: Callable[..., HostValidation], turns: str, state: VerdictState
 ) -> None:
     validation = validate(changed_in("memory", "values['fault'] = '1 word of 8 bytes did not come back'", turns=turns))
@@ -92,7 +94,7 @@ def test_memory_fault_fails_if_it_repeats_and_warns_otherwise(
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("turns", "state"), [("True", FAIL), ("turn == 1", WARN)])
-def test_wrong_product_fails_if_it_repeats_and_warns_otherwise(
+def test_wrong_matrix_product_fails_if_it_repeats_and_is_a_warning_otherwise(
     validate: Callable[..., HostValidation], turns: str, state: VerdictState
 ) -> None:
     validation = validate(changed_in("numerics", "values['error'] = 0.3", turns=turns))
@@ -101,7 +103,9 @@ def test_wrong_product_fails_if_it_repeats_and_warns_otherwise(
 
 
 @pytest.mark.usefixtures("driver")
-def test_slower_of_two_gpus_is_named(validate: Callable[..., HostValidation], progress: RecordedProgress) -> None:
+def test_slower_of_two_equal_gpus_is_a_warning_that_names_it(
+    validate: Callable[..., HostValidation], progress: RecordedProgress
+) -> None:
     slower = "    if device == 'cuda:1' and phase == 'product': values['product'] = 640 * T\n"
     validation = validate(f"{TWO}def before(phase, turn, values):\n{slower}")
     (slowest,) = judgements_of(validation, "slowest")
@@ -113,15 +117,15 @@ def test_slower_of_two_gpus_is_named(validate: Callable[..., HostValidation], pr
 
 
 @pytest.mark.usefixtures("driver")
-def test_loss_of_speed_with_all_gpus_at_once_is_a_warning(validate: Callable[..., HostValidation]) -> None:
-    # Alone each GPU reaches 780 TFLOP/s; in the second turn, all at once, 600.
+def test_gpus_that_are_slower_when_all_work_at_once_are_a_warning(validate: Callable[..., HostValidation]) -> None:
+    # Alone, each GPU reaches 780 TFLOP/s. In its second run of the phase, when all work at once, it reaches 600.
     validation = validate(TWO + changed_in("product", "values['product'] = 600 * T", turns="turn == 2"))
     assert {item.device for item in judgements_of(validation, "together") if item.state is WARN} == {"cuda:0", "cuda:1"}
 
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("ends", "state"), [("True", FAIL), ("not Path('linked').exists()", WARN)])
-def test_link_test_that_ends_early_is_repeated(
+def test_link_test_whose_worker_exits_fails_if_it_repeats_and_is_a_warning_otherwise(
     validate: Callable[..., HostValidation], ends: str, state: VerdictState
 ) -> None:
     default_links = "    emit({'reading': plain(Reading('links', 'links', 'cuda:0', 'B/s', 1.0))})\n"
@@ -132,7 +136,7 @@ def test_link_test_that_ends_early_is_repeated(
     assert ("(exit code 3)" in validation.run.verdict.reasons[0]) is (state is FAIL)
 
 
-def test_plan_gives_each_device_the_same_time() -> None:
+def test_planned_seconds_of_a_device_are_its_share_of_the_budget_but_at_least_ten() -> None:
     assert examine_host.plan_seconds(60.0, 1) == 48.0
     for count in (2, 8):
         plan = examine_host.plan_seconds(60.0 + 40.0 * (count - 1), count)
@@ -142,7 +146,7 @@ def test_plan_gives_each_device_the_same_time() -> None:
 
 
 @pytest.mark.usefixtures("driver")
-def test_soak_repeats_rounds_until_its_time_is_over(validate: Callable[..., HostValidation]) -> None:
+def test_soak_repeats_rounds_until_its_time_is_over_and_reports_drift(validate: Callable[..., HostValidation]) -> None:
     faded = changed_in("product", "values['product'] = (780 - 100 * (turn > 2)) * T")
     validation = validate(faded, soak=1.0, rounds=3)
     assert validation.run.validation is not None
@@ -156,7 +160,7 @@ def test_soak_repeats_rounds_until_its_time_is_over(validate: Callable[..., Host
 
 
 @pytest.mark.usefixtures("driver", "_default_sigint")
-def test_interrupt_ends_a_soak_and_keeps_its_readings(
+def test_sigint_ends_a_soak_at_once_and_keeps_the_readings_so_far(
     validate: Callable[..., HostValidation], tmp_path: Path, progress: RecordedProgress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first round is complete; SIGINT arrives in the second one, while the GPU works.
@@ -170,14 +174,16 @@ def test_interrupt_ends_a_soak_and_keeps_its_readings(
 
     monkeypatch.setattr(examine_device.DeviceExamination, "stop", stop)
     validation = validate(changed_in("memory", interrupt, turns="turn == 3"), soak=3600.0, rounds=9)
-    assert stopped == ["cuda:0"], "the round does not run to its end"
+    assert stopped == ["cuda:0"], "the worker was stopped, and the round not completed"
     assert validation.interrupted
     assert validation.run.verdict.state is PASS
     assert store.load("", tmp_path / "out") == validation.run
     assert validation.run.validation is not None
     rounds = {(item.round, item.probe) for item in validation.run.validation.readings if item.round}
     whole = {(1, probe) for probe in ("product", "copy", "memory", "sustained")}
-    assert rounds == whole | {(2, "product"), (2, "copy")}, "and the readings of the second round until then"
+    assert rounds == whole | {(2, "product"), (2, "copy")}, (
+        "the first round, and the readings of the second one before SIGINT"
+    )
     assert validation.run.validation.software == {"torch": "2.13.0"}
     assert any("interrupted" in line for line in progress.lines)
 
@@ -194,7 +200,7 @@ class InterruptedPool(ThreadPoolExecutor):
 
 
 @pytest.mark.usefixtures("driver", "_default_sigint")
-def test_interrupt_that_another_thread_takes_keeps_the_readings(
+def test_sigint_that_the_kernel_gives_to_another_thread_keeps_the_readings(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(examine_host, "ThreadPoolExecutor", InterruptedPool)
@@ -205,8 +211,10 @@ def test_interrupt_that_another_thread_takes_keeps_the_readings(
 
 
 @pytest.mark.usefixtures("driver")
-def test_new_worker_of_a_repeated_phase_continues_in_the_next_round(validate: Callable[..., HostValidation]) -> None:
-    # The kernel kills a worker when the thread that started it ends, as the real worker requests.
+def test_worker_started_to_repeat_a_phase_also_runs_the_next_soak_rounds(
+    validate: Callable[..., HostValidation],
+) -> None:
+    # Like the real worker, this one is killed by the kernel when the thread that started it ends (prctl 1).
     bound = "import ctypes\nctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
     validation = validate(
         bound + changed_in("memory", "values['fault'] = 'wrong'", turns="turn == 2"), soak=1.0, rounds=4
@@ -217,8 +225,8 @@ def test_new_worker_of_a_repeated_phase_continues_in_the_next_round(validate: Ca
     assert {item.round for item in readings if item.probe == "sustained"} >= {1, 2, 3, 4}
 
 
-def test_verdict_without_the_drivers_library_is_could_not_judge(validate: Callable[..., HostValidation]) -> None:
-    # This test uses the real library, which finds no driver.
+def test_validation_without_a_driver_library_could_not_judge(validate: Callable[..., HostValidation]) -> None:
+    # Without the fixture `driver`, the real pynvml is used, which finds no driver.
     validation = validate()
     assert verdict.exit_code(validation.run.verdict) is Exit.NOT_JUDGED
     assert [item.state for item in judgements_of(validation, "driver-hidden")] == [OPEN]
@@ -226,7 +234,7 @@ def test_verdict_without_the_drivers_library_is_could_not_judge(validate: Callab
 
 @pytest.mark.usefixtures("driver")
 @pytest.mark.parametrize(("visible", "is_lost"), [(None, True), ("0", False)])
-def test_gpu_that_torch_does_not_list_fails(
+def test_gpu_with_a_device_node_that_torch_does_not_list_fails_unless_a_variable_hides_it(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch, visible: str | None, is_lost: bool
 ) -> None:
     nodes = tuple(DeviceNode(name) for name in ("nvidia0", "nvidia1", "nvidiactl"))
@@ -237,7 +245,7 @@ def test_gpu_that_torch_does_not_list_fails(
     assert ["but torch lists 1" in message for message in messages] == [True] * is_lost
 
 
-def test_gpu_that_torch_cannot_use_fails_with_the_cause(
+def test_gpu_that_torch_cannot_use_fails_with_the_cause_and_no_phase_runs(
     validate: Callable[..., HostValidation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine = replace(facts.probe(), gpus=(Gpu("NVIDIA H100 80GB HBM3", "9.0"),), nvidia_driver="570.86.15")
@@ -251,7 +259,9 @@ def test_gpu_that_torch_cannot_use_fails_with_the_cause(
 
 
 @pytest.mark.usefixtures("driver")
-def test_unwritable_volume_does_not_lose_the_run(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
+def test_run_is_stored_in_the_results_if_the_history_cannot_be_written(
+    validate: Callable[..., HostValidation], tmp_path: Path
+) -> None:
     place = suite_run.find_root(request.RunRequest(suite="", out=tmp_path, root=str(tmp_path))).validations
     place.parent.mkdir(parents=True)
     place.touch()
@@ -261,7 +271,7 @@ def test_unwritable_volume_does_not_lose_the_run(validate: Callable[..., HostVal
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("30m", 1800.0), ("1.5h", 5400.0)])
-def test_soak_time_is_parsed(text: str, seconds: float) -> None:
+def test_soak_time_is_parsed_as_seconds_minutes_or_hours(text: str, seconds: float) -> None:
     assert examine_host.parse_soak(text) == seconds
     assert examine_host.parse_soak(None) is None
 
@@ -272,12 +282,16 @@ def test_invalid_soak_time_is_rejected(text: str) -> None:
         examine_host.parse_soak(text)
 
 
-def test_torch_that_does_not_start_is_a_blocked_error(validate: Callable[..., HostValidation]) -> None:
+def test_validation_under_an_interpreter_without_torch_is_a_blocked_error(
+    validate: Callable[..., HostValidation],
+) -> None:
     with pytest.raises(BlockedError, match=r"torch does not start(.|\n)*no module here"):
         validate("raise SystemExit('no module here')\n")
 
 
-def test_mps_is_rejected_with_the_right_command(validate: Callable[..., HostValidation], tmp_path: Path) -> None:
+def test_validation_of_mps_is_rejected_with_the_command_that_measures_it(
+    validate: Callable[..., HostValidation], tmp_path: Path
+) -> None:
     with pytest.raises(SpecError, match="bench run --device mps"):
         validate(device="mps")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,7 @@
-"""Tests readings that are absent or lower bounds: they are reported and repeated, and are no reference for others."""
+"""Tests readings without a value (gaps), and readings that are lower bounds because time or memory ran out.
+
+They are reported and measured again, and no other value is compared with them.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,17 @@ PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL
 
 
 def bf16(value: float, *, cut: bool = False, **changes: Any) -> Reading:
+    """Return the reading of the bf16 product; with `cut`, it is marked as a lower bound."""
     return reading("product", "product bf16", value, figures={CUT: 1.0} if cut else {}, **changes)
 
 
 def gap(probe: str, name: str, reason: str = "no time", **changes: Any) -> Reading:
+    """Return a reading without a value, with the reason why it has none."""
     return reading(probe, name, None, why_not=reason, **changes)
 
 
 def memory(share: float | None, patterns: float, **changes: Any) -> Reading:
+    """Return the reading of the memory test: the tested share of the free memory, and the number of patterns."""
     return reading("memory", "memory", share, figures={"patterns": patterns}, **changes)
 
 
@@ -61,7 +67,7 @@ def cpu_gap(probe: str, name: str, reason: str = "no time") -> Evidence:
         (with_readings(FINE, gap("links", "all-reduce of 2", "no shared memory")), WARN, ("links",)),
         # A dtype that the device does not support is not a gap.
         (with_readings(FINE, gap("product", "product fp8", "no kernel", figures={UNABLE: 1.0})), PASS, ()),
-        # The end of a process is not a gap; without a reason another process has replaced it.
+        # The end of a worker is not a gap. The reading "once" says that a second worker has completed the phase.
         (with_readings(FINE, gap("loop", "process", "it was killed")), OPEN, ()),
         (with_readings(FINE, reading("loop", "process", None, figures={"once": 1.0})), WARN, ()),
         (cpu_gap("numerics", "attention fp32"), OPEN, ("numerics",)),
@@ -72,7 +78,7 @@ def cpu_gap(probe: str, name: str, reason: str = "no time") -> Evidence:
             ("product",),
         ),
         (cpu_gap("memory", "memory"), WARN, ("memory",)),
-        # A CPU without fp16 instructions takes a hundred times as long in fp16.
+        # Gaps of a CPU in fp16 do not count: without fp16 instructions it takes a hundred times as long.
         (cpu_gap("numerics", "convolution fp16"), PASS, ()),
         (cpu_gap("product", "product fp16"), PASS, ()),
         (cpu_gap("loop", "loop stable-diffusion-v1-5 bf16 batch 4"), PASS, ()),
@@ -82,8 +88,33 @@ def cpu_gap(probe: str, name: str, reason: str = "no time") -> Evidence:
         (with_readings(FINE_CPU, memory(0.1, 2.0, device="cpu")), PASS, ()),
         (with_readings(FINE, memory(None, 1.0, fault="1 word")), FAIL, ("memory",)),
     ],
+    ids=[
+        "numerics",
+        "product",
+        "memory",
+        "copy",
+        "sustained load",
+        "sampling loop",
+        "GPU busy",
+        "links",
+        "dtype without kernels",
+        "worker killed",
+        "worker repeated",
+        "CPU numerics",
+        "CPU product",
+        "CPU product and fp16 numerics",
+        "CPU memory",
+        "CPU fp16 numerics",
+        "CPU fp16 product",
+        "CPU bf16 loop",
+        "memory with 3 of 4 patterns",
+        "79 % of the memory",
+        "80 % of the memory",
+        "CPU with 10 % of the memory",
+        "memory fault",
+    ],
 )
-def test_gap_decides_the_verdict_and_is_repeated(
+def test_missing_value_changes_the_verdict_and_its_phase_is_repeated_where_it_matters(
     evidence: Evidence, state: VerdictState, phases: tuple[str, ...]
 ) -> None:
     judgements = judge(evidence)
@@ -91,14 +122,14 @@ def test_gap_decides_the_verdict_and_is_repeated(
     assert phases_to_repeat(judgements, evidence.readings) == phases
 
 
-def test_reading_without_value_and_fault_is_a_gap() -> None:
+def test_value_is_missing_if_the_reading_has_neither_value_nor_fault() -> None:
     wrong = judge(with_readings(FINE, reading("memory", "memory", None, fault="1 word")))
     assert [item.rule for item in wrong if item.state is not PASS] == ["fault"]
     silent = judge(with_readings(FINE, reading("memory", "memory", None)))
     assert [item.said for item in silent if item.state is not PASS] == ["not measured: memory (no reason is known)"]
 
 
-def test_value_in_a_later_round_closes_a_gap() -> None:
+def test_missing_value_does_not_count_if_a_later_round_has_it() -> None:
     first = with_readings(FINE, gap("product", "product bf16"), memory(0.4, 4.0))
     later = (bf16(268 * T, round=1), memory(0.88, 4.0, round=1))
     assert conclude(judge(replace(first, readings=(*first.readings, *later)))).state is PASS
@@ -107,7 +138,7 @@ def test_value_in_a_later_round_closes_a_gap() -> None:
     assert [item.rule for item in judgements if item.state is OPEN] == ["missing", "untested-memory"]
 
 
-def test_low_value_that_is_a_lower_bound_is_not_judged() -> None:
+def test_low_value_that_is_only_a_lower_bound_could_not_be_judged_and_is_repeated() -> None:
     low = with_readings(FINE, bf16(120 * T, cut=True))
     (bf16_judgement,) = [item for item in judge(low) if item.rule == "product" and "bf16" in item.said]
     assert (bf16_judgement.state, bf16_judgement.value) == (OPEN, 120 * T)
@@ -130,8 +161,18 @@ def test_low_value_that_is_a_lower_bound_is_not_judged() -> None:
         (memory(0.87, 1.0), memory(0.6, 4.0), memory(0.6, 4.0)),
         (memory(0.87, 4.0), memory(0.88, 3.0), memory(0.87, 4.0)),
     ],
+    ids=[
+        "higher lower bound first",
+        "higher lower bound second",
+        "two lower bounds",
+        "more memory second",
+        "more patterns second",
+        "fewer patterns second",
+    ],
 )
-def test_better_of_two_lower_bounds_or_partial_tests_counts(first: Reading, again: Reading, counts: Reading) -> None:
+def test_of_two_incomplete_readings_the_more_complete_or_better_one_counts(
+    first: Reading, again: Reading, counts: Reading
+) -> None:
     assert settle(first, again) == counts
 
 
@@ -143,13 +184,13 @@ def test_better_of_two_lower_bounds_or_partial_tests_counts(first: Reading, agai
         (replace(TWO, readings=(*READINGS, bf16(225 * T, cut=True, device="cuda:1"))), "slowest"),
     ],
 )
-def test_lower_bound_is_not_compared_with_other_values(evidence: Evidence, rule: str) -> None:
+def test_lower_bound_is_not_used_by_the_rules_that_compare_values(evidence: Evidence, rule: str) -> None:
     assert not [item for item in judge(evidence) if item.rule == rule]
     whole = tuple(replace(item, figures={}) if CUT in item.figures else item for item in evidence.readings)
     assert [item.state for item in judge(replace(evidence, readings=whole)) if item.rule == rule] == [WARN]
 
 
-def test_lower_bound_is_not_a_best_value() -> None:
+def test_lower_bound_is_not_stored_as_best_value() -> None:
     kept = [validated(2, bf16(240 * T)), validated(3, bf16(268 * T, cut=True))]
     assert history.best_figures(kept, "2.9.0")["GPU-a100", "product bf16"].value == 240 * T
 
@@ -170,7 +211,7 @@ OTHER_PAIR = (A100, replace(A100, device="cuda:1", uuid="GPU-c"))
         ("all-reduce of 2", OTHER_PAIR, "all-reduce of 2 GPU-a100 GPU-c 256000000 bytes"),
     ],
 )
-def test_key_of_a_link_has_the_uuids_of_its_gpus(name: str, cards: Any, key: str) -> None:
+def test_key_of_a_link_reading_has_the_uuids_of_its_gpus_in_fixed_order(name: str, cards: Any, key: str) -> None:
     assert reading_key(linked(name, 1 * GB), cards) == key
 
 
@@ -178,20 +219,22 @@ def test_key_of_a_link_has_the_uuids_of_its_gpus(name: str, cards: Any, key: str
     ("link", "cards", "is_slow"),
     [
         (linked("all-reduce of 2", 90 * GB), PAIR, True),
-        (linked("all-reduce of 2", 90 * GB, 16e6), PAIR, False),  # a smaller transfer is slower
+        (linked("all-reduce of 2", 90 * GB, 16e6), PAIR, False),  # another transfer size has another key
         (linked("all-reduce of 2", 90 * GB), OTHER_PAIR, False),
         (linked("peer cuda:0 to cuda:1", 12 * GB), PAIR, True),
         (linked("peer cuda:0 to cuda:1", 12 * GB), OTHER_PAIR, False),
     ],
 )
-def test_link_is_compared_only_with_its_own_earlier_values(link: Reading, cards: Any, is_slow: bool) -> None:
+def test_link_is_compared_only_with_earlier_values_of_the_same_gpus_and_size(
+    link: Reading, cards: Any, is_slow: bool
+) -> None:
     evidence = with_readings(replace(KNOWN, cards=cards, before=cards), link)
     assert (
         [item.state for item in judge(evidence) if item.rule == "host-copy" and link.name in item.said] == [WARN]
     ) is is_slow
 
 
-def test_best_value_of_a_link_is_stored_by_the_uuids() -> None:
+def test_best_value_of_a_link_is_stored_under_the_uuids_of_its_gpus() -> None:
     links = (linked("peer cuda:0 to cuda:1", 24 * GB), linked("all-reduce of 2", 180 * GB))
     run = validated(2, *links)
     assert run.validation is not None

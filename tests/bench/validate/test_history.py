@@ -1,4 +1,4 @@
-"""Tests the stored validations of a host: reading them, the best values of each GPU, and their trends."""
+"""Tests the stored validations of a host: how they are read, and the best values and trends of each device."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ def test_unwritable_folder_is_a_blocked_error(tmp_path: Path) -> None:
         history.keep(validated(2), tmp_path / "file" / "validations")
 
 
-def test_best_value_of_a_gpu_has_its_run_as_source() -> None:
+def test_best_value_of_a_gpu_is_the_highest_rate_or_fewest_seconds_with_its_run_as_source() -> None:
     kept = [validated(2, bf16(260 * T)), validated(3, bf16(268 * T)), validated(4, bf16(250 * T))]
     source = "its own best value, run 20260103T030405Z-validate-abcdef, torch 2.9.0"
     assert history.best_figures(kept, "2.9.0") == {BF16: Expected(268 * T, source, "own")}
     steps = [validated(day, reading("loop", "loop", seconds)) for day, seconds in ((2, 0.05), (3, 0.04), (4, 0.06))]
-    assert history.best_figures(steps, "2.9.0")["GPU-a100", "loop"].value == 0.04, "of seconds the smallest"
+    assert history.best_figures(steps, "2.9.0")["GPU-a100", "loop"].value == 0.04, (
+        "the best of several seconds is the smallest"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_best_value_of_a_gpu_has_its_run_as_source() -> None:
         {"readings": (bf16(268 * T, device="cuda:1"),)},
     ],
 )
-def test_unreliable_readings_are_not_best_values(changes: dict[str, Any]) -> None:
+def test_reading_that_is_unreliable_or_of_another_torch_is_not_a_best_value(changes: dict[str, Any]) -> None:
     kept = [validated(2, bf16(240 * T)), validated(3, **({"readings": (bf16(268 * T),)} | changes))]
     assert {best.value for best in history.best_figures(kept, "2.9.0").values()} == {240 * T}
 
@@ -101,16 +103,16 @@ def test_unreliable_readings_are_not_best_values(changes: dict[str, Any]) -> Non
         {"software": {"torch": "2.9.1+cu128"}},
     ],
 )
-def test_judgements_that_do_not_concern_the_reading_keep_the_best_value(changes: dict[str, Any]) -> None:
+def test_reading_is_a_best_value_despite_judgements_that_do_not_concern_it(changes: dict[str, Any]) -> None:
     kept = [validated(2, bf16(240 * T)), validated(3, bf16(268 * T), **changes)]
     assert history.best_figures(kept, "2.9.0")[BF16].value == 268 * T
 
 
-def test_unknown_torch_version_has_no_best_values() -> None:
+def test_there_are_no_best_values_if_the_torch_version_is_unknown() -> None:
     assert history.best_figures([validated(2, software={})], None) == {}
 
 
-def test_gpu_is_identified_by_its_uuid_and_a_cpu_by_its_host() -> None:
+def test_trend_belongs_to_the_uuid_of_a_gpu_or_to_the_host_of_a_cpu() -> None:
     moved = replace(A100, device="cuda:1")
     kept = [validated(2, bf16(260 * T)), validated(3, bf16(250 * T, device="cuda:1"), card=moved)]
     (trend,) = history.trends(kept)
@@ -124,13 +126,13 @@ def test_gpu_is_identified_by_its_uuid_and_a_cpu_by_its_host() -> None:
     assert [trend.whose for trend in history.trends([here, there])] == ["A CPU", "there A CPU"]
 
 
-def test_trend_has_the_best_of_several_rounds_and_no_errors() -> None:
+def test_trend_has_the_best_value_of_several_rounds_and_no_numerics() -> None:
     rounds = [bf16(value * T, round=number) for number, value in enumerate((250, 261, 240))]
     (trend,) = history.trends([validated(2, *rounds, reading("numerics", "matrix product bf16", 1e-3, limit=1.0))])
     assert [point.value for point in trend.points] == [261 * T]
 
 
-def test_host_is_identified_by_its_name_or_its_gpus() -> None:
+def test_runs_of_a_host_are_those_with_its_name_or_with_one_of_its_gpus() -> None:
     def on(name: str, day: int, uuid: str) -> Run:
         run = validated(day, card=replace(A100, uuid=uuid))
         return replace(run, machine=run.machine | {"hostname": name})
@@ -140,7 +142,7 @@ def test_host_is_identified_by_its_name_or_its_gpus() -> None:
     assert history.runs_of_host([renamed, other], {"hostname": "new"}) == ()
 
 
-def test_history_line_has_the_representative_readings_of_a_device() -> None:
+def test_history_line_has_the_fastest_product_and_a_loop_and_the_worst_judgement_of_its_device() -> None:
     kept = [
         validated(2, bf16(200 * T), reading("product", "product fp32", 18 * T), reading("copy", "copy", 1500 * GB)),
         validated(
@@ -159,14 +161,14 @@ def test_history_line_has_the_representative_readings_of_a_device() -> None:
     assert (third.product, third.against_first, third.against_best) == (None, None, None)
 
 
-def test_change_is_relative_to_the_same_product() -> None:
+def test_history_line_has_the_ratio_to_the_first_and_to_the_best_value() -> None:
     kept = [validated(day, bf16(value * T)) for day, value in ((2, 200), (3, 250), (4, 225))]
     assert [(line.against_first, line.against_best) for line in history.history_lines(kept)] == [
         (1.0, 0.8), (1.25, 1.0), (1.125, 0.9),
     ]  # fmt: skip
 
 
-def test_trend_table_shows_each_value_and_its_change() -> None:
+def test_trend_table_shows_the_readings_of_each_validation_and_their_change() -> None:
     runs = (validated(2), validated(3, bf16(135 * T)), validated(4, *READINGS[:-2], bf16(None, why_not="no time")))
     rows = tables.trend_rows(runs)
     device = "cuda:0 NVIDIA A100-SXM4-80GB"
@@ -181,7 +183,7 @@ def test_trend_table_shows_each_value_and_its_change() -> None:
     assert "skipped: half.json cannot be read" in shown
 
 
-def test_chart_has_a_line_for_each_reading_of_two_runs() -> None:
+def test_trend_chart_has_a_line_for_each_reading_that_two_runs_have() -> None:
     fewer = [item for item in READINGS if item.name != "copy"]
     kept = [validated(2), validated(3, *fewer)]
     chart = charts.trend(history.trends(kept))
@@ -191,6 +193,6 @@ def test_chart_has_a_line_for_each_reading_of_two_runs() -> None:
     assert charts.trend(history.trends(kept[:1])) is None
 
 
-def test_share_of_the_best_is_at_most_one_for_rates_and_seconds() -> None:
+def test_share_of_the_best_value_is_at_most_one_for_rates_and_for_seconds() -> None:
     kept = [validated(day, reading("loop", "loop", s), bf16(v)) for day, s, v in ((2, 0.05, 4 * T), (3, 0.1, 3 * T))]
     assert [trend.shares for trend in history.trends(kept)] == [(1.0, 0.5), (1.0, 0.75)]

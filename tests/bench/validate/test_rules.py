@@ -1,4 +1,4 @@
-"""Tests the rules of rules.toml: each has a case that violates it, and invalid rules are rejected."""
+"""Tests the rules of rules.toml: evidence that violates each rule is judged by it, and invalid rules are rejected."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ if TYPE_CHECKING:
 PASS, WARN, FAIL, OPEN = VerdictState.PASS, VerdictState.WARN, VerdictState.FAIL, VerdictState.NOT_JUDGED
 
 TOGETHER = reading("together", "product bf16", 201 * T)
-# The evidence; the rule that it violates; the verdict; a text that contains the right values.
+# (evidence, the rule that it violates, the verdict, a text in the judgement with its values)
 CASES = [
     pytest.param(
         with_readings(FINE, reading("memory", "memory", None, fault="3 bytes did not come back")),
-        "fault", FAIL, "memory: 3 bytes did not come back", id="memory",
+        "fault", FAIL, "memory: 3 bytes did not come back", id="memory error",
     ),
     pytest.param(
         with_readings(FINE, reading("numerics", "attention fp16", None, fault="a NaN", limit=1e-3)),
-        "fault", FAIL, "attention fp16: a NaN", id="NaN",
+        "fault", FAIL, "attention fp16: a NaN", id="NaN in a result",
     ),
     pytest.param(
         with_readings(FINE, sustained(255 * T, 252 * T, fault="4 of 90 bursts gave another result")),
-        "fault", FAIL, "4 of 90 bursts", id="unequal repeats",
+        "fault", FAIL, "4 of 90 bursts", id="repeats with different results",
     ),
     pytest.param(
         with_readings(FINE, reading("numerics", "matrix product bf16", 0.4, limit=5e-3)),
-        "numerics", FAIL, "has an error of 0.4, but rounding explains at most 0.005", id="wrong product",
+        "numerics", FAIL, "has an error of 0.4, but rounding explains at most 0.005", id="wrong matrix product",
     ),
     pytest.param(
         with_readings(FINE_CPU, reading("numerics", "matrix product fp32", 2e-5, limit=1e-5, device="cpu")),
@@ -73,30 +73,39 @@ CASES = [
     ),
     pytest.param(
         replace(FINE, unusable={"cuda:1": "it has compute capability 3.5"}),
-        "unusable", FAIL, "torch cannot use it: it has compute capability 3.5", id="no code for the card",
+        "unusable", FAIL, "torch cannot use it: it has compute capability 3.5", id="card that torch cannot use",
     ),
-    pytest.param(card(ecc_uncorrected=2), "ecc-uncorrectable", FAIL, "driver was loaded: 2", id="ECC"),
+    pytest.param(
+        card(ecc_uncorrected=2), "ecc-uncorrectable", FAIL, "driver was loaded: 2",
+        id="uncorrectable memory errors",
+    ),
     pytest.param(
         replace(card(ecc_uncorrected=5), before=(replace(A100, ecc_uncorrected=2),)),
-        "ecc-uncorrectable-growth", FAIL, "errors during the validation: 3", id="new ECC errors",
+        "ecc-uncorrectable-growth", FAIL, "errors during the validation: 3", id="new uncorrectable memory errors",
     ),
     pytest.param(
         replace(card(ecc_corrected=9), before=(replace(A100, ecc_corrected=2),)),
-        "ecc-corrected-growth", WARN, "errors during the validation: 7", id="new corrected ECC errors",
+        "ecc-corrected-growth", WARN, "errors during the validation: 7", id="new corrected memory errors",
     ),
-    pytest.param(card(rows_pending=True), "rows-pending", FAIL, "until the next reset", id="row to be remapped"),
-    pytest.param(card(rows_failed=True), "rows-failed", FAIL, "could not be replaced", id="row that stays bad"),
+    pytest.param(
+        card(rows_pending=True), "rows-pending", FAIL, "until the next reset",
+        id="memory row that waits to be remapped",
+    ),
+    pytest.param(
+        card(rows_failed=True), "rows-failed", FAIL, "could not be replaced",
+        id="memory row that cannot be remapped",
+    ),
     pytest.param(card(xids=(79, 31)), "xid-hardware", FAIL, "XID 79 during", id="GPU lost from the bus"),
     pytest.param(card(xids=(31, 13)), "xid-application", WARN, "XID 13, 31 during", id="XID of a program"),
     pytest.param(card(xids=(109,)), "xid-application", WARN, "XID 109 during", id="context switch timeout"),
     pytest.param(
         with_readings(FINE, SLOW_BF16),
         "product", FAIL, "120.0 TFLOP/s is 45% of the expected 264.5 TFLOP/s (the median of 1 measured",
-        id="slow without a cause",
+        id="slow product without a cause",
     ),
     pytest.param(
         with_readings(FINE, reading("product", "product bf16", 200 * T)),
-        "product", WARN, "200.0 TFLOP/s is 76% of the expected 264.5", id="slightly slow",
+        "product", WARN, "200.0 TFLOP/s is 76% of the expected 264.5", id="slightly slow product",
     ),
     pytest.param(
         with_readings(FINE, reading("copy", "copy", 900 * GB)),
@@ -104,7 +113,8 @@ CASES = [
         id="slow memory",
     ),
     pytest.param(
-        with_readings(FINE, reading("copy", "copy", 700 * GB)), "copy", FAIL, "46% of", id="half of the bandwidth",
+        with_readings(FINE, reading("copy", "copy", 700 * GB)), "copy", FAIL, "46% of",
+        id="half of the memory bandwidth",
     ),
     pytest.param(
         with_readings(KNOWN, reading("pinned", "host to device", 6 * GB)),
@@ -124,15 +134,15 @@ CASES = [
     ),
     pytest.param(
         with_readings(FINE, sustained(255 * T, 204 * T)),
-        "fade", WARN, "ran at 204.0 TFLOP/s, 80% of the 255.0 TFLOP/s of the first quarter", id="fading load",
+        "fade", WARN, "ran at 204.0 TFLOP/s, 80% of the 255.0 TFLOP/s of the first quarter", id="load that slows down",
     ),
     pytest.param(
         replace(FINE, readings=(*READINGS, reading("product", "product bf16", 231 * T, round=1))),
-        "drift", WARN, "the last round reached 231.0 TFLOP/s, 86% of the 268.0", id="drifting soak",
+        "drift", WARN, "the last round reached 231.0 TFLOP/s, 86% of the 268.0", id="soak that slows down",
     ),
     pytest.param(
         one_slow(220 * T), "slowest", WARN, "slowest of 2 cards of its model: product bf16 at 220.0 TFLOP/s, 82%",
-        id="one of two is slow",
+        id="one of two cards is slow",
     ),
     pytest.param(
         with_readings(FINE, TOGETHER), "together", WARN,
@@ -146,14 +156,23 @@ CASES = [
     ),
     pytest.param(
         watched(hardware_thermal_slowdown=0.4), "slowed", WARN, "40% of the time under load (hardware thermal",
-        id="throttled",
+        id="throttled by heat",
     ),
-    pytest.param(watched(clocks_set_by_hand=1.0), "clocks-set", PASS, "set by hand 100% of the", id="set clocks"),
-    pytest.param(card(power_limit_watts=300.0), "power-limit", WARN, "is 300 W, but its default is 400", id="low cap"),
-    pytest.param(card(pcie_generation=1), "pcie-generation", WARN, "generation 1 under load, but 4", id="slow PCIe"),
-    pytest.param(card(pcie_width=8), "pcie-width", WARN, "has 8 lanes under load, but 16", id="narrow PCIe"),
-    pytest.param(card(others=2), "others", WARN, "other processes on the card: 2", id="other process"),
-    pytest.param(card(persistence=False), "persistence", PASS, "persistence mode is off", id="no persistence"),
+    pytest.param(
+        watched(clocks_set_by_hand=1.0), "clocks-set", PASS, "set by hand 100% of the",
+        id="clocks set by hand",
+    ),
+    pytest.param(
+        card(power_limit_watts=300.0), "power-limit", WARN, "is 300 W, but its default is 400",
+        id="power limit below the default",
+    ),
+    pytest.param(
+        card(pcie_generation=1), "pcie-generation", WARN, "generation 1 under load, but 4",
+        id="PCIe of an old generation",
+    ),
+    pytest.param(card(pcie_width=8), "pcie-width", WARN, "has 8 lanes under load, but 16", id="PCIe with few lanes"),
+    pytest.param(card(others=2), "others", WARN, "other processes on the card: 2", id="other process on the card"),
+    pytest.param(card(persistence=False), "persistence", PASS, "persistence mode is off", id="persistence mode off"),
     pytest.param(
         replace(FINE_CPU, cores=64, cpu_quota=8.0),
         "quota", WARN, "64 cores are visible, but the control group permits the use of 8",
@@ -165,7 +184,7 @@ CASES = [
     ),
     pytest.param(
         with_readings(FINE_CPU, reading("threads", "scaling", 0.3, device="cpu")),
-        "scaling", WARN, "reach 30% of", id="threads that do not add up",
+        "scaling", WARN, "reach 30% of", id="threads that add little",
     ),
     pytest.param(
         replace(FINE_CPU, hosts={"cpu": a_host(steal_share=0.2)}),
@@ -181,11 +200,12 @@ CASES = [
         id="4080 SUPER",
     ),
     pytest.param(
-        replace(card(driver_sees=False), watched={}), "driver-hidden", OPEN, "(NVML) does not answer", id="NVML hidden",
+        replace(card(driver_sees=False), watched={}), "driver-hidden", OPEN, "(NVML) does not answer",
+        id="NVML does not answer",
     ),
     pytest.param(
         card(slice=True, name="NVIDIA A100-SXM4-80GB MIG 1g.10gb"),
-        "part-of-a-card", PASS, "a slice of a card (NVIDIA A100-SXM4-80GB MIG 1g.10gb)", id="MIG",
+        "part-of-a-card", PASS, "a slice of a card (NVIDIA A100-SXM4-80GB MIG 1g.10gb)", id="MIG slice",
     ),
     pytest.param(
         with_readings(
@@ -194,7 +214,7 @@ CASES = [
             reading("product", "product fp32", None, why_not="no time"),
             reading("numerics", "convolution fp16", None, why_not="no room", limit=1e-3),
         ),
-        "missing", OPEN, "not measured: product bf16, product fp32 (no time)", id="gaps",
+        "missing", OPEN, "not measured: product bf16, product fp32 (no time)", id="readings without a value",
     ),
     pytest.param(
         with_readings(FINE, reading("sustained", "sustained bf16", None, why_not="no time")),
@@ -202,34 +222,36 @@ CASES = [
     ),
     pytest.param(
         with_readings(FINE_CPU, reading("numerics", "matrix product fp32", None, device="cpu", why_not="no time")),
-        "missing-on-a-cpu", OPEN, "not measured: matrix product fp32 (no time)", id="gap of a CPU",
+        "missing-on-a-cpu", OPEN, "not measured: matrix product fp32 (no time)", id="reading of a CPU without a value",
     ),
     pytest.param(
         with_readings(FINE_CPU, reading("memory", "memory", None, device="cpu", why_not="no time")),
-        "missing-memory-on-a-cpu", WARN, "not measured: memory (no time)", id="memory of a CPU",
+        "missing-memory-on-a-cpu", WARN, "not measured: memory (no time)", id="untested memory of a CPU",
     ),
     pytest.param(
         with_readings(FINE, reading("memory", "memory", 0.88, figures={"patterns": 2.0})),
-        "untested-memory", OPEN, "memory: 88% of the free memory was tested, with 2 of 4 patterns", id="two patterns",
+        "untested-memory", OPEN, "memory: 88% of the free memory was tested, with 2 of 4 patterns",
+        id="two of four memory patterns",
     ),
     pytest.param(
         with_readings(FINE, reading("memory", "memory", 0.45, figures={"patterns": 4.0})),
-        "untested-memory", OPEN, "memory: 45% of the free memory was tested, with 4 of 4 patterns", id="half of it",
+        "untested-memory", OPEN, "memory: 45% of the free memory was tested, with 4 of 4 patterns",
+        id="half of the memory",
     ),
     pytest.param(
         with_readings(FINE, reading("loop", "process", None, why_not="its host ended it (SIGKILL)\nits last words")),
-        "ended", OPEN, "the examination ended early: its host ended it (SIGKILL)", id="ended by its host",
+        "ended", OPEN, "the examination ended early: its host ended it (SIGKILL)", id="worker ended by its host",
     ),
     pytest.param(
         replace(FINE, readings=(reading("product", "product bf16", None, why_not="no kernel", figures={UNABLE: 1.0}),)),
-        "unmeasured", OPEN, "has an expected value; no kernel", id="no product",
+        "unmeasured", OPEN, "has an expected value; no kernel", id="no product measured",
     ),
-    pytest.param(replace(FINE_CPU, readings=()), "unmeasured", OPEN, "none of its", id="no product of a CPU"),
+    pytest.param(replace(FINE_CPU, readings=()), "unmeasured", OPEN, "none of its", id="no product of a CPU measured"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("evidence", "rule", "state", "text"), CASES)
-def test_violated_rule_is_reported_and_decides_the_verdict(
+def test_evidence_that_violates_a_rule_has_its_judgement_and_verdict(
     evidence: Evidence, rule: str, state: VerdictState, text: str
 ) -> None:
     judgements = [judgement for judgement in judge(evidence) if judgement.rule == rule]
@@ -239,7 +261,7 @@ def test_violated_rule_is_reported_and_decides_the_verdict(
     assert conclude(judge(evidence)).state is state
 
 
-def test_each_rule_has_a_case() -> None:
+def test_each_rule_in_rules_toml_has_a_case_in_this_file() -> None:
     assert {case.values[1] for case in CASES} == set(rules.table())
 
 
@@ -312,7 +334,7 @@ def test_invalid_rule_is_rejected_with_the_reason(tmp_path: Path, text: str, old
     assert message in str(caught.value)
 
 
-def test_throttle_reasons_of_the_rules_are_known() -> None:
+def test_throttle_reasons_in_the_rules_are_reasons_of_nvml() -> None:
     named = {reason for rule in rules.table().values() for reason in (*rule.reasons, *rule.capped_by)}
     assert named <= set(nvml.REASONS.values())
     assert {reason for rule in rules.table().values() for reason in rule.reasons} >= FAULT_REASONS
@@ -323,14 +345,14 @@ def test_fields_of_the_rules_are_fields_of_device_facts() -> None:
     assert {name for rule in rules.table().values() for name in (rule.field, rule.most) if name} <= fields
 
 
-def test_gpus_of_the_rules_are_in_the_table() -> None:
+def test_gpus_named_in_the_rules_are_in_the_table_of_gpus() -> None:
     named = {name for rule in rules.table().values() for name in (*rule.capped_as_sold, *rule.reach_of)}
     architectures = {gpu.architecture for gpu in specs.table().values()}
     groups = architectures | {f"{name} {dtype}" for name in architectures for dtype in measured.DTYPES}
     assert named <= set(specs.table()) | groups
 
 
-def test_reach_is_a_share_of_the_data_sheet_that_every_measured_card_has_reached() -> None:
+def test_share_of_the_data_sheet_that_the_product_rule_expects_was_reached_by_every_measured_card() -> None:
     product = rules.table()["product"]
     for name, gpu in specs.table().items():
         for dtype in measured.DTYPES:

@@ -1,4 +1,4 @@
-"""Tests measurements under the real interpreter with real torch and diffusers, and their failures."""
+"""Tests the measurements that measure_cases.py has made with real torch and diffusers, and failed ones."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def picture_of(found: dict[str, Any], name: str) -> str:
+    """Return the SHA-256 of the image of a measured case."""
     numerics = result_of(found, name).numerics
     assert numerics is not None
     return numerics.image_sha256
@@ -33,7 +34,7 @@ def picture_of(found: dict[str, Any], name: str) -> str:
         ("sd", {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}),
     ],
 )
-def test_architectures_have_their_published_number_of_parameters(
+def test_number_of_parameters_of_an_architecture_is_the_published_one(
     found: dict[str, Any], name: str, parameters: dict[str, int]
 ) -> None:
     assert found[name]["parameters"] == parameters
@@ -42,21 +43,23 @@ def test_architectures_have_their_published_number_of_parameters(
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("name", "flops"), [("cat", 31.03e9), ("cat 256", 497.0e9), ("sd", 1.607e12)])
-def test_flops_of_a_step_are_the_published_ones(found: dict[str, Any], name: str, flops: float) -> None:
+def test_flops_of_a_step_are_within_1_percent_of_the_published_ones(
+    found: dict[str, Any], name: str, flops: float
+) -> None:
     assert found[name]["step"] == pytest.approx(flops, rel=0.01)
 
 
 @pytest.mark.worker
-def test_flops_grow_with_batch_and_steps(found: dict[str, Any]) -> None:
+def test_flops_of_a_batch_grow_with_batch_size_and_steps(found: dict[str, Any]) -> None:
     cat, three, sd = found["cat"], found["cat batch 3"], found["sd"]
     assert three["step"] == 3 * cat["step"]
     assert cat["batch"] == 50 * cat["step"]
-    # The text encoder and the decoder are added to the steps.
+    # A batch also has the FLOPs of the text encoder and of the VAE decoder.
     assert sd["batch"] > 20 * sd["step"]
 
 
 @pytest.mark.worker
-def test_query_returns_torchs_version_and_devices(found: dict[str, Any]) -> None:
+def test_query_returns_the_version_of_torch_and_its_devices(found: dict[str, Any]) -> None:
     query = found["query"]
     assert set(query) == {"torch", "cuda", "available", "devices", "architectures", "mps", "refusal"}
     assert query["refusal"] is None or (query["cuda"] is not None and not query["available"])
@@ -66,20 +69,20 @@ def test_query_returns_torchs_version_and_devices(found: dict[str, Any]) -> None
 
 
 @pytest.mark.worker
-def test_slow_first_call_does_not_change_the_probes_rate(found: dict[str, Any]) -> None:
+def test_rate_of_the_probe_ignores_a_slow_first_call(found: dict[str, Any]) -> None:
     rates = found["probe"]["rates"]
     assert rates["quiet"] == 2 * 64 * 64 * 9 * 512**2 / 0.001
     assert rates["slow start"] == rates["quiet"]
 
 
 @pytest.mark.worker
-def test_shortest_of_several_calls_sets_the_probes_rate(found: dict[str, Any]) -> None:
+def test_rate_of_the_probe_is_that_of_the_shortest_call(found: dict[str, Any]) -> None:
     rates = found["probe"]["rates"]
     assert rates["other work"] == rates["quiet"]
 
 
 @pytest.mark.worker
-def test_rate_of_a_cpu_is_that_of_one_thread_times_its_threads(found: dict[str, Any]) -> None:
+def test_rate_of_a_cpu_is_multiplied_by_the_number_of_threads(found: dict[str, Any]) -> None:
     probe = found["probe"]
     assert probe["threads kept"] == 2
     assert probe["two"] > probe["one"]
@@ -101,7 +104,7 @@ SUCCESSFUL = (
 
 @pytest.mark.worker
 @pytest.mark.parametrize("name", SUCCESSFUL)
-def test_successful_measurement_is_complete(found: dict[str, Any], name: str) -> None:
+def test_result_of_a_successful_measurement_has_all_its_fields(found: dict[str, Any], name: str) -> None:
     result = result_of(found, name)
     assert (result.status, result.reason) == (Status.OK, None)
     assert len(result.samples) + len(result.warmups) == stats.MIN_SAMPLES
@@ -122,8 +125,8 @@ def test_successful_measurement_is_complete(found: dict[str, Any], name: str) ->
 
 
 @pytest.mark.worker
-def test_events_are_sent_as_soon_as_they_are_known(found: dict[str, Any]) -> None:
-    # If the process dies later, the parent has these data.
+def test_events_of_a_measurement_are_sent_phase_by_phase_and_sample_by_sample(found: dict[str, Any]) -> None:
+    # If the process ends early, its parent has these data.
     events = found["tiny"]["events"]
     assert [event["phase"] for event in events if "phase" in event] == [
         "imports",
@@ -141,7 +144,9 @@ def test_events_are_sent_as_soon_as_they_are_known(found: dict[str, Any]) -> Non
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("name", "file", "size"), [("tiny", "tiny.png", (16, 16)), ("tiny-sd", "sd.png", (64, 64))])
-def test_picture_is_stored(found: dict[str, Any], folder: Path, name: str, file: str, size: tuple[int, int]) -> None:
+def test_picture_of_a_case_is_stored_as_a_png_of_its_size(
+    found: dict[str, Any], folder: Path, name: str, file: str, size: tuple[int, int]
+) -> None:
     content = (folder / file).read_bytes()
     assert content.startswith(PNG)
     assert struct.unpack(">II", content[16:24]) == size  # in the first chunk of a PNG
@@ -154,7 +159,7 @@ def test_picture_is_stored(found: dict[str, Any], folder: Path, name: str, file:
 
 
 @pytest.mark.worker
-def test_request_without_a_path_stores_no_picture(found: dict[str, Any]) -> None:
+def test_request_without_a_picture_path_stores_no_picture(found: dict[str, Any]) -> None:
     numerics = result_of(found, "tiny again").numerics
     assert numerics is not None
     assert numerics.image is None
@@ -173,7 +178,7 @@ def test_different_seed_or_scheduler_gives_a_different_picture(found: dict[str, 
 
 
 @pytest.mark.worker
-def test_weights_are_loaded_from_a_snapshot(found: dict[str, Any]) -> None:
+def test_weights_are_loaded_from_the_snapshot_of_the_request(found: dict[str, Any]) -> None:
     # The snapshot has the weights of the random model, so the picture must be the same.
     for name, random in (("whole", "tiny"), ("parts", "tiny-sd")):
         assert result_of(found, name).weights == "real"
@@ -185,7 +190,7 @@ def test_weights_are_loaded_from_a_snapshot(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_pickled_weights_are_rejected(found: dict[str, Any], folder: Path) -> None:
+def test_snapshot_with_pickled_weights_is_an_error(found: dict[str, Any], folder: Path) -> None:
     assert list((folder / "pickled").glob("*.bin"))
     result = result_of(found, "pickled")
     assert result.status is Status.ERROR
@@ -194,7 +199,7 @@ def test_pickled_weights_are_rejected(found: dict[str, Any], folder: Path) -> No
 
 
 @pytest.mark.worker
-def test_too_small_a_budget_skips_the_case_before_loading(found: dict[str, Any]) -> None:
+def test_case_predicted_to_exceed_the_budget_is_skipped_before_its_weights_are_loaded(found: dict[str, Any]) -> None:
     result = result_of(found, "too long")
     assert result.status is Status.SKIPPED
     predicted, _, rest = (result.reason or "").removeprefix("predicted ").partition(" s a step, ")
@@ -206,7 +211,7 @@ def test_too_small_a_budget_skips_the_case_before_loading(found: dict[str, Any])
 
 
 @pytest.mark.worker
-def test_first_image_skips_the_case_if_the_probe_was_too_optimistic(found: dict[str, Any]) -> None:
+def test_case_whose_first_steps_are_too_slow_for_the_budget_is_skipped(found: dict[str, Any]) -> None:
     result = result_of(found, "overrated")
     assert result.status is Status.SKIPPED
     assert (result.reason or "").startswith("predicted ")
@@ -222,14 +227,14 @@ def test_copy_rate_is_measured_before_and_after_the_images(found: dict[str, Any]
 
 
 @pytest.mark.worker
-def test_known_rate_replaces_that_of_a_disturbed_probe(found: dict[str, Any]) -> None:
+def test_rate_of_an_earlier_case_replaces_that_of_a_disturbed_probe(found: dict[str, Any]) -> None:
     result = result_of(found, "underrated")
     assert result.status is Status.OK
     assert result.work.probe_flops_per_second == 1e12
 
 
 @pytest.mark.worker
-def test_too_few_images_are_a_timeout(found: dict[str, Any]) -> None:
+def test_case_with_time_for_only_one_image_is_a_timeout_that_keeps_the_sample(found: dict[str, Any]) -> None:
     result = result_of(found, "too few")
     assert result.status is Status.TIMEOUT
     assert result.reason == "an image took 250 s: after 1 images the budget leaves no time for another"
@@ -237,8 +242,8 @@ def test_too_few_images_are_a_timeout(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_compile_time_is_predicted_and_skips_the_case(found: dict[str, Any]) -> None:
-    # The prediction comes from one block, compiled by the real compiler; the whole model would not end in time.
+def test_case_whose_predicted_compile_time_exceeds_the_budget_is_skipped(found: dict[str, Any]) -> None:
+    # The prediction comes from compiling one block of the model with the real compiler.
     result = result_of(found, "compiled")
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
@@ -265,14 +270,14 @@ def test_case_with_an_unsupported_dtype_is_skipped(found: dict[str, Any]) -> Non
 
 
 @pytest.mark.worker
-def test_gpu_without_free_memory_is_out_of_memory(found: dict[str, Any]) -> None:
+def test_case_on_a_gpu_without_free_memory_is_out_of_memory(found: dict[str, Any]) -> None:
     result = result_of(found, "filled")
     assert result.status is Status.OOM
     assert result.reason == "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
 
 
 @pytest.mark.worker
-def test_picture_with_nan_is_an_error(found: dict[str, Any], folder: Path) -> None:
+def test_case_whose_image_has_nan_is_an_error_with_its_picture(found: dict[str, Any], folder: Path) -> None:
     result = result_of(found, "poisoned")
     assert result.status is Status.ERROR
     assert "NaN" in (result.reason or "")
@@ -283,7 +288,7 @@ def test_picture_with_nan_is_an_error(found: dict[str, Any], folder: Path) -> No
 
 
 @pytest.mark.worker
-def test_lack_of_host_memory_is_out_of_memory(found: dict[str, Any]) -> None:
+def test_case_for_which_the_host_has_too_little_memory_is_out_of_memory(found: dict[str, Any]) -> None:
     result = result_of(found, "no memory")
     assert result.status is Status.OOM
     assert "can't allocate memory" in (result.reason or "")
@@ -292,7 +297,7 @@ def test_lack_of_host_memory_is_out_of_memory(found: dict[str, Any]) -> None:
 
 @pytest.mark.worker
 @pytest.mark.parametrize("name", ["no memory", "overrated", "pickled"])
-def test_failed_measurement_keeps_the_data_before_the_failure(found: dict[str, Any], name: str) -> None:
+def test_result_of_a_failed_measurement_keeps_the_data_before_the_failure(found: dict[str, Any], name: str) -> None:
     result = result_of(found, name)
     assert result.software["torch"] == found["query"]["torch"]
     assert result.work.flops_per_step

@@ -1,4 +1,4 @@
-"""Test the clocks, the memory readings and the host load."""
+"""Tests the clocks, the memory readings and the host load of a worker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def test_host_clock_times_the_loop_and_its_steps() -> None:
+def test_host_clock_returns_the_seconds_of_a_loop_and_of_the_steps_between_its_marks() -> None:
     times = iter([10.0, 11.0, 13.0, 16.0, 20.0])
     clock = clocks.HostClock(lambda: next(times))
     clock.start()
@@ -31,7 +31,7 @@ def test_host_clock_times_the_loop_and_its_steps() -> None:
     assert clock.stop() == (10.0, (2.0, 3.0))
 
 
-def test_host_clock_starts_anew_for_each_loop() -> None:
+def test_host_clock_can_time_a_second_loop() -> None:
     times = iter(float(second) for second in range(100))
     clock = clocks.HostClock(lambda: next(times))
     for _ in range(2):
@@ -41,7 +41,7 @@ def test_host_clock_starts_anew_for_each_loop() -> None:
         assert clock.stop() == (3.0, (1.0,))
 
 
-def test_loop_without_marks_has_no_steps() -> None:
+def test_host_clock_returns_no_steps_for_a_loop_without_marks() -> None:
     times = iter([1.0, 3.5])
     clock = clocks.HostClock(lambda: next(times))
     clock.start()
@@ -49,7 +49,7 @@ def test_loop_without_marks_has_no_steps() -> None:
 
 
 class Cuda:
-    """Stand in for torch.cuda: record the calls in order. Event number n ends at n squared milliseconds."""
+    """Stands in for torch.cuda, and records the calls in order. Event number n has the time n squared milliseconds."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -80,7 +80,7 @@ class Event:
         return float(end.number**2 - self.number**2)
 
 
-def test_cuda_clock_synchronizes_only_at_both_ends() -> None:
+def test_cuda_clock_synchronizes_only_at_the_start_and_the_end_of_a_loop() -> None:
     cuda = Cuda()
     clock = clocks.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
     clock.start()
@@ -100,7 +100,7 @@ def test_cuda_clock_synchronizes_only_at_both_ends() -> None:
     assert whole > 0
 
 
-def test_cuda_clock_starts_anew_for_each_loop() -> None:
+def test_cuda_clock_can_time_a_second_loop() -> None:
     clock = clocks.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
     for expected in (0.003, 0.007):
         clock.start()
@@ -113,12 +113,12 @@ def test_cuda_clock_starts_anew_for_each_loop() -> None:
     ("device", "kind"),
     [("cpu", clocks.HostClock), ("cuda:0", clocks.CudaClock), ("cuda:7", clocks.CudaClock)],
 )
-def test_each_device_gets_its_clock(device: str, kind: type) -> None:
+def test_clock_of_a_cpu_is_the_host_clock_and_of_a_gpu_the_cuda_clock(device: str, kind: type) -> None:
     assert isinstance(clocks.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
 
 
-# A process of its own, since earlier tests have raised the high-water mark of this one. mmap allocates and frees memory
-# at once, which Python objects need not do.
+# Runs in a new process, because earlier tests have raised the peak memory of this one. mmap returns its memory to the
+# system at once; Python objects need not.
 PEAKS = """
 import json, mmap
 from bench.worker import memory as device_memory
@@ -140,17 +140,17 @@ print(json.dumps([start, high, reset, low, device_memory.host_peak_bytes()]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
-def test_host_peak_is_of_its_phase() -> None:
+def test_host_peak_after_a_reset_is_that_of_the_second_phase() -> None:
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, env=environment)
     start, high, reset, low, second = json.loads(done.stdout)
     assert reset is True
     assert high - start > 180 * MIB
-    assert high - low > 180 * MIB, "the reset did not lower the mark"
+    assert high - low > 180 * MIB, "the reset did not lower the peak"
     assert 60 * MIB < second - low < 100 * MIB, "the second phase has the peak of the first"
 
 
-def test_host_peak_without_proc_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_peak_is_none_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_SELF", tmp_path / "absent")
     assert memory.host_peak_bytes() is None
     assert memory.reset_host_peak() is False
@@ -192,7 +192,7 @@ def test_host_peak_without_proc_is_none(tmp_path: Path, monkeypatch: pytest.Monk
         ),
     ],
 )
-def test_free_memory_respects_the_tightest_limit(
+def test_free_memory_is_the_least_of_the_machine_and_all_control_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], free: int
 ) -> None:
     for name, text in ({"proc/meminfo": "MemAvailable:   16000 kB\n"} | files).items():
@@ -205,14 +205,14 @@ def test_free_memory_respects_the_tightest_limit(
     assert memory.free_bytes() == free
 
 
-def test_peak_that_cannot_be_reset_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_peaks_are_left_out_if_the_peak_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "reset_host_peak", lambda: False)
     peaks = memory.Peaks(SimpleNamespace(), "cpu")
     peaks.pause()
     assert peaks.memory() == Memory()
 
 
-def test_memory_of_a_pause_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_peaks_do_not_count_the_memory_used_during_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     host, allocated, reserved = iter([100, 90]), iter([5, 7]), iter([6, 60])
     resets: list[str] = []
     monkeypatch.setattr(memory, "reset_host_peak", lambda: True)
@@ -227,14 +227,14 @@ def test_memory_of_a_pause_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(2):
         peaks.pause()
         peaks.resume()
-    # After a pause the allocator also holds memory of the probe, so the first reading counts.
+    # After a pause, the allocator also reserves memory for the probe. So the reserved peak is the first reading.
     assert peaks.memory() == Memory(
         host_run_peak_bytes=100, device_peak_allocated_bytes=7, device_peak_reserved_bytes=6
     )
     assert resets == ["empty", *["cuda:2"] * 3]
 
 
-def test_only_the_allocator_of_a_cuda_device_is_reset() -> None:
+def test_memory_peaks_reset_the_allocator_of_a_cuda_device_and_not_of_a_cpu() -> None:
     resets_of: list[str] = []
     torch = SimpleNamespace(cuda=SimpleNamespace(reset_peak_memory_stats=resets_of.append, empty_cache=lambda: None))
     memory.Peaks(torch, "cpu")
@@ -242,7 +242,7 @@ def test_only_the_allocator_of_a_cuda_device_is_reset() -> None:
     assert resets_of == ["cuda:2"]
 
 
-def test_uss_peak_includes_memory_of_this_process() -> None:
+def test_uss_peak_includes_the_memory_that_this_process_allocates() -> None:
     before = memory.uss_bytes()
     assert before is not None
     block = bytearray(os.urandom(1 << 20) * 64)
@@ -253,7 +253,7 @@ def test_uss_peak_includes_memory_of_this_process() -> None:
     assert (memory.rss_bytes() or 0) > peak.bytes / 2
 
 
-def test_queue_clock_waits_for_the_device_at_both_ends() -> None:
+def test_queue_clock_waits_for_the_device_at_the_start_and_the_end_of_a_loop() -> None:
     times, waits = itertools.count(), []
     clock = clocks.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
     clock.start()
@@ -262,7 +262,9 @@ def test_queue_clock_waits_for_the_device_at_both_ends() -> None:
     assert len(waits) == 2
 
 
-def test_waiting_for_a_core_is_measured_while_entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_waiting_for_a_core_are_measured_only_while_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     thread = tmp_path / "self" / "task" / "7"
     thread.mkdir(parents=True)
     (tmp_path / "pressure").write_text("some avg10=0.00 avg60=0.51 avg300=2.25 total=1000000\nfull total=0\n")
@@ -280,10 +282,10 @@ def test_waiting_for_a_core_is_measured_while_entered(tmp_path: Path, monkeypatc
     assert (host.pressure_share, host.wait_share) == (0.5, 0.5)
 
 
-def test_loop_with_one_busy_thread_on_many_cores_shows_its_wait(
+def test_wait_share_is_relative_to_the_busy_thread_and_not_to_all_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A loop on a GPU: torch could use 64 threads, one works, and it waits half of its time for a core.
+    # As in a loop on a GPU: torch may use 64 threads, and only one works. It waits half of its time for a core.
     thread = tmp_path / "self" / "task" / "7"
     thread.mkdir(parents=True)
     (thread / "schedstat").write_text("0 0 9\n")
@@ -294,14 +296,14 @@ def test_loop_with_one_busy_thread_on_many_cores_shows_its_wait(
     assert load.host(threads=64, cpu_seconds=5.0, wall_seconds=10.0).wait_share == 0.5
 
 
-def test_steal_on_a_few_busy_cores_of_many_is_not_diluted(stat: Path) -> None:
+def test_steal_share_is_relative_to_the_busy_cores_and_not_to_all_cores(stat: Path) -> None:
     load = host_load.HostLoad()
     with load.watched():  # 64 cores, of which one works and loses a third of its time
         stat.write_text("cpu 200 0 100 7100 0 0 0 100 0 0\n")
     assert load.host(threads=64, cpu_seconds=1.0, wall_seconds=1.0).steal_share == pytest.approx(1 / 3)
 
 
-def test_wait_for_cores_is_none_where_the_kernel_does_not_report_it(
+def test_wait_and_pressure_shares_are_none_if_the_kernel_does_not_report_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_load, "_SELF", tmp_path / "absent")
@@ -315,17 +317,20 @@ def test_wait_for_cores_is_none_where_the_kernel_does_not_report_it(
 
 @pytest.fixture
 def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Provide a /proc/stat: user nice system idle iowait irq softirq steal guest guest_nice."""
+    """Return the path of a file that stands in for /proc/stat.
+
+    Its columns are user nice system idle iowait irq softirq steal guest guest_nice.
+    """
     file = tmp_path / "stat"
     file.write_text("cpu 100 0 100 800 0 0 0 50 0 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n")
     monkeypatch.setattr(host_load, "_STAT", file)
     return file
 
 
-def test_steal_is_measured_while_entered(stat: Path) -> None:
+def test_steal_share_is_measured_only_while_watched(stat: Path) -> None:
     load = host_load.HostLoad()
     with load.watched():
-        # 100 more ticks, 20 of them stolen; guest time is part of user time already and must not count twice.
+        # 100 more ticks: 20 stolen, 10 idle. Guest time is a part of user time, and must not count twice.
         stat.write_text("cpu 160 0 110 810 0 0 0 70 999 0\n")
     stat.write_text("cpu 160 0 110 810 0 0 0 900 999 0\n")
     host = load.host(threads=4, cpu_seconds=6.0, wall_seconds=2.0)
@@ -334,14 +339,14 @@ def test_steal_is_measured_while_entered(stat: Path) -> None:
     assert host.threads == 4
 
 
-def test_shares_of_zero_time_are_none(stat: Path) -> None:
+def test_cpu_and_steal_shares_are_none_for_zero_seconds(stat: Path) -> None:
     host = host_load.HostLoad().host(threads=2, cpu_seconds=0.0, wall_seconds=0.0)
     assert host.cpu_share is None
     assert host.steal_share is None
 
 
-@pytest.mark.parametrize("text", [None, "", "cpu 1 2 3\n"], ids=["absent", "empty", "an old kernel"])
-def test_steal_is_none_without_ticks_of_the_kernel(stat: Path, text: str | None) -> None:
+@pytest.mark.parametrize("text", [None, "", "cpu 1 2 3\n"], ids=["absent", "empty", "columns of an old kernel"])
+def test_steal_share_is_none_if_proc_stat_is_absent_empty_or_short(stat: Path, text: str | None) -> None:
     if text is None:
         stat.unlink()
     else:

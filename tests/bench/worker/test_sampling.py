@@ -1,4 +1,4 @@
-"""Test the sampling loops of every task and scheduler, and of the checks after the samples."""
+"""Tests the sampling loops of every task and scheduler, and the checks after the samples; made by measure_cases.py."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LOOPS = {
     "tiny-inpainting inpainting": 4,
     "tiny-controlnet controlnet": 4,
     "tiny-ddpm unconditional": 4,
-    # Second order: every step but the last evaluates the model twice.
+    # A second-order scheduler evaluates the model twice in every step but the last.
     "heun on a pipeline": 7,
     "kdpm2 written out": 7,
     "pndm on a pipeline": 5,
@@ -32,13 +32,17 @@ LOOPS = {
 
 @pytest.mark.worker
 @pytest.mark.parametrize(("name", "evaluations"), LOOPS.items())
-def test_loop_evaluates_the_model_as_often_as_predicted(found: dict[str, Any], name: str, evaluations: int) -> None:
+def test_sampling_loop_evaluates_the_model_as_often_as_predicted(
+    found: dict[str, Any], name: str, evaluations: int
+) -> None:
     loop = found["loops"][name]
-    assert (loop["predicted"], loop["marks"]) == (evaluations, evaluations + 1)  # one more mark at the begin
+    assert (loop["predicted"], loop["marks"]) == (evaluations, evaluations + 1)  # the loop also marks its beginning
 
 
 @pytest.mark.worker
-def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) -> None:
+def test_every_task_scheduler_and_setting_makes_a_repeatable_image_or_is_skipped_with_a_reason(
+    found: dict[str, Any],
+) -> None:
     skipped = {name: loop["skipped"] for name, loop in found["loops"].items() if "skipped" in loop}
     for name, loop in found["loops"].items():
         if name in skipped:
@@ -62,7 +66,7 @@ def test_every_task_scheduler_and_setting_makes_an_image(found: dict[str, Any]) 
 
 
 @pytest.mark.worker
-def test_forced_kernel_covers_the_calls_that_it_takes(found: dict[str, Any]) -> None:
+def test_forced_attention_kernel_is_noted_if_it_takes_some_calls_and_skipped_if_none(found: dict[str, Any]) -> None:
     results = {name: record(item["result"], Result, name) for name, item in found["forced attention"].items()}
     assert {name: result.status for name, result in results.items()} == {
         "all": Status.OK, "some": Status.OK, "none": Status.SKIPPED, "missing": Status.SKIPPED,
@@ -78,7 +82,7 @@ def test_forced_kernel_covers_the_calls_that_it_takes(found: dict[str, Any]) -> 
 
 
 @pytest.mark.worker
-def test_parts_of_each_pipeline_are_timed(found: dict[str, Any]) -> None:
+def test_time_of_each_component_of_a_pipeline_is_measured(found: dict[str, Any]) -> None:
     loops = found["loops"]
     assert set(loops["tiny-ddpm unconditional"]["parts"]) == {"unet", "scheduler"}
     assert set(loops["tiny-sd image-to-image"]["parts"]) == {
@@ -91,7 +95,7 @@ def test_parts_of_each_pipeline_are_timed(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_shares_add_up_to_at_most_the_image(found: dict[str, Any]) -> None:
+def test_times_of_the_components_add_up_to_at_most_the_image(found: dict[str, Any]) -> None:
     result = result_of(found, "tiny-sd")
     assert result.shares_of_seconds is not None
     assert 0 < sum(result.shares.values()) <= result.shares_of_seconds
@@ -100,7 +104,9 @@ def test_shares_add_up_to_at_most_the_image(found: dict[str, Any]) -> None:
 
 @pytest.mark.worker
 @pytest.mark.parametrize("name", ["tiny-sd", "tiny channels_last", "tiny fp16", "tiny sliced"])
-def test_evaluation_is_compared_with_fp32(found: dict[str, Any], name: str) -> None:
+def test_one_evaluation_of_the_model_differs_from_fp32_by_less_than_the_tolerance(
+    found: dict[str, Any], name: str
+) -> None:
     numerics = result_of(found, name).numerics
     assert numerics is not None
     assert numerics.not_compared is None
@@ -113,14 +119,14 @@ def test_evaluation_is_compared_with_fp32(found: dict[str, Any], name: str) -> N
 
 
 @pytest.mark.worker
-def test_reference_case_is_not_compared(found: dict[str, Any]) -> None:
+def test_case_with_the_reference_settings_is_not_compared_with_itself(found: dict[str, Any]) -> None:
     numerics = result_of(found, "tiny").numerics
     assert numerics is not None
     assert numerics.not_compared == "the case is itself the reference in fp32"
 
 
 @pytest.mark.worker
-def test_error_above_tolerance_is_a_failed_case(found: dict[str, Any]) -> None:
+def test_case_farther_from_fp32_than_the_tolerance_is_an_error_that_keeps_its_samples(found: dict[str, Any]) -> None:
     result = result_of(found, "wrong")
     assert result.status is Status.ERROR
     assert "(relative L2 distance); the limit is 1e-09" in (result.reason or "")
@@ -128,26 +134,26 @@ def test_error_above_tolerance_is_a_failed_case(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_tf32_on_a_cpu_is_skipped(found: dict[str, Any]) -> None:
+def test_case_in_tf32_on_a_cpu_is_skipped(found: dict[str, Any]) -> None:
     assert result_of(found, "tf32").reason == "only NVIDIA GPUs have the format TF32"
 
 
 @pytest.mark.worker
-def test_number_of_threads_is_that_of_the_case(found: dict[str, Any]) -> None:
+def test_measurement_uses_the_number_of_threads_of_the_case(found: dict[str, Any]) -> None:
     host = result_of(found, "threads").host
     assert host is not None
     assert host.threads == 2
 
 
 @pytest.mark.worker
-def test_peak_rate_is_measured_beside_the_images(found: dict[str, Any]) -> None:
+def test_peak_rates_of_the_machine_are_measured_with_the_images(found: dict[str, Any]) -> None:
     peaks = result_of(found, "tiny").work.peak_flops_per_second
     assert set(peaks) == {"matrix product", "convolution"}
     assert all(rate > 0 for rate in peaks.values())
 
 
 @pytest.mark.worker
-def test_memory_peaks_are_recorded(found: dict[str, Any]) -> None:
+def test_result_has_plausible_memory_peaks(found: dict[str, Any]) -> None:
     memory = result_of(found, "tiny").memory
     assert memory.host_run_uss_peak_bytes is not None
     assert memory.host_run_peak_bytes is not None
@@ -155,17 +161,17 @@ def test_memory_peaks_are_recorded(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_paced_worker_makes_one_image_per_go(found: dict[str, Any]) -> None:
+def test_paced_measurement_makes_one_image_for_each_line_go(found: dict[str, Any]) -> None:
     result: Result = record(found["paced"], Result, "paced")
     assert result.status is Status.OK
     assert len(result.samples) + len(result.warmups) == 3
 
 
 @pytest.mark.worker
-def test_moved_weights_keep_values_and_strides(found: dict[str, Any]) -> None:
+def test_weights_moved_in_memory_keep_values_and_strides_and_give_the_same_image(found: dict[str, Any]) -> None:
     placed = found["placed"]
     quarter = placed["all"] // 4
-    assert placed["in no time"] == 1, "it stops when the time is used up"
+    assert placed["in no time"] == 1, "moving stops when the time is used up"
     assert quarter <= placed["moved"] <= quarter + 1
     assert placed["of a card"] == 0
     assert placed["same"]
@@ -173,7 +179,7 @@ def test_moved_weights_keep_values_and_strides(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.worker
-def test_largest_batch_and_image_are_found(found: dict[str, Any]) -> None:
+def test_search_of_the_largest_batch_and_image_reports_what_limits_them(found: dict[str, Any]) -> None:
     fits = found["fits"]
     assert (fits["some"]["batch_bound"], fits["some"]["size_bound"]) == ("memory", "memory")
     assert 4 < fits["some"]["batch"] < 1000

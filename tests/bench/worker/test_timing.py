@@ -1,4 +1,4 @@
-"""Test timing: the end of the warm-up, the number of samples, and the shares of the parts."""
+"""Tests the timing of images: the end of the warm-up, the number of samples, and the times of components."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def clock_of(*seconds: float) -> clocks.HostClock:
-    """Build a clock under which the n-th loop takes the n-th of these seconds, in a cycle."""
+    """Return a clock by which the n-th image takes the n-th of these seconds, in a cycle."""
     durations = itertools.cycle(seconds)
     # The clock is read when a loop starts and when it stops.
     steps = itertools.chain.from_iterable((0.0, next(durations)) for _ in itertools.count())
@@ -31,13 +31,13 @@ FAR = float("inf")
 def timed_images(
     clock: clocks.Clock, share: float, loop: Any = lambda _: None
 ) -> tuple[timing.TimedImages, list[WorkerEvent]]:
-    """Time the images of a loop; return them and the events."""
+    """Time images until the `share` of seconds is used up or enough are made; return them, and the events sent."""
     events: list[WorkerEvent] = []
     return timing.take(loop, clock, timing.until(share), events.append), events
 
 
-def test_image_that_would_not_end_in_time_is_not_begun() -> None:
-    """Check that this holds even for the third image, without which there is no result."""
+def test_image_that_would_not_end_before_the_limit_is_not_begun() -> None:
+    """Use images of 1e9 s: only one is made, although a result needs three."""
     images = timing.take(lambda _: None, clock_of(1e9), timing.until(FAR, 1e9), lambda _: None)
     assert len(images.every) == 1
 
@@ -46,18 +46,18 @@ def test_image_that_would_not_end_in_time_is_not_begun() -> None:
     ("seconds", "share", "warmups", "samples"),
     [
         ((2.0,), FAR, 0, stats.ENOUGH_SAMPLES),
-        # Never steady: two durations in turn. The first few images do not count.
+        # Two durations alternate, so the samples never become steady. The first five images are warm-up.
         ((1.0, 2.0), FAR, 5, timing.MAX_SAMPLES),
-        # The time is used up, and there are still three images.
+        # The time is used up from the start; three images are made even so.
         ((1.0, 2.0), 0.0, 0, stats.MIN_SAMPLES),
-        # The first two images are slow: the warm-up.
+        # The first two images are slower than the others, and are warm-up.
         ((3.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), FAR, 2, stats.ENOUGH_SAMPLES),
-        # Within 3 % from the start.
+        # All images are within 3 % of each other.
         ((1.015625, 1.0, 1.0078125, 1.0, 1.0, 1.0), FAR, 0, stats.ENOUGH_SAMPLES),
     ],
     ids=["steady", "unsteady", "out of time", "warming up", "nearly steady"],
 )
-def test_sampling_stops_when_the_median_is_known(
+def test_number_of_warm_ups_and_samples_depends_on_steadiness_and_time(
     seconds: tuple[float, ...], share: float, warmups: int, samples: int
 ) -> None:
     images, events = timed_images(clock_of(*seconds), share)
@@ -68,24 +68,24 @@ def test_sampling_stops_when_the_median_is_known(
     assert events == [SampleTaken(image) for image in images.every]
 
 
-def test_two_seconds_of_images_are_made_even_without_time() -> None:
+def test_images_of_at_least_two_seconds_or_enough_samples_are_made_even_without_time() -> None:
     images, _ = timed_images(clock_of(0.25, 0.5), 0.0)
     assert [image.seconds for image in images.every] == [0.25, 0.5, 0.25, 0.5, 0.25, 0.5]
     images, _ = timed_images(clock_of(0.25), 0.0)
-    assert len(images.every) == stats.ENOUGH_SAMPLES, "the median is known before"
+    assert len(images.every) == stats.ENOUGH_SAMPLES, "enough samples of equal duration are made before two seconds"
 
 
-def test_disturbed_first_image_is_warm_up() -> None:
+def test_slow_first_image_is_warm_up() -> None:
     images, _ = timed_images(clock_of(9.0, *[1.0] * timing.MAX_SAMPLES), FAR)
     assert [image.seconds for image in images.warmups] == [9.0]
 
 
-def test_disturbed_samples_cause_more_samples() -> None:
+def test_slow_samples_in_between_lead_to_more_samples() -> None:
     images, _ = timed_images(clock_of(1.0, 1.0, 1.03, 1.5, 1.6, 1.5, *[1.0] * timing.MAX_SAMPLES), FAR)
     assert stats.ENOUGH_SAMPLES < len(images.samples) < timing.MAX_SAMPLES
 
 
-def test_loop_gets_the_clocks_mark() -> None:
+def test_loop_calls_the_mark_of_the_clock_for_its_steps() -> None:
     times = itertools.count()
     clock = clocks.HostClock(lambda: float(next(times)))
 
@@ -98,7 +98,7 @@ def test_loop_gets_the_clocks_mark() -> None:
     assert {(sample.seconds, sample.step_seconds) for sample in images.every} == {(4.0, (1.0, 1.0))}
 
 
-def test_pause_is_called_between_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pause_function_is_called_after_each_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_PAUSE_SECONDS", -1.0)
     pauses: list[int] = []
     images = timing.take(
@@ -108,16 +108,16 @@ def test_pause_is_called_between_images(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Part:
-    """Stand in for a component of a pipeline."""
+    """Stands in for a component of a pipeline, such as a UNet."""
 
     def forward(self, value: int) -> int:
         return value + 1
 
 
-def test_parts_of_a_loop_are_timed_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_of_components_are_timed_and_restored_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.worker.timing.time", Ticking(1.0))
     plain_part, hooked = Part(), Part()
-    hooked.forward = lambda value: value + 10  # type: ignore[method-assign]  # as torch.compile leaves it
+    hooked.forward = lambda value: value + 10  # type: ignore[method-assign]  # torch.compile also sets `forward` on the object
     original = hooked.forward
     shares = timing.PhaseTimer(None, "cpu", {"plain": (plain_part, "forward"), "hooked": (hooked, "forward")})
     with shares:

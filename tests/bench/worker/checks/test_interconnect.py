@@ -1,4 +1,4 @@
-"""Test the links between devices: real ranks that sum over the loopback interface, and a rank that fails."""
+"""Tests the link check with real processes (ranks) that add numbers over the loopback interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.worker
 
 
 def link_events(python: Path, folder: Path, *devices: str, seconds: float = 600.0) -> list[Any]:
-    """Run a worker that measures the links between these devices; return its events."""
+    """Run the real worker, which measures the links between these devices, and return its events as dicts."""
     request = {"links": {"devices": devices, "asked_at": time.time(), "budget_seconds": seconds}}
     done = subprocess.run(
         worker_process.worker_command(python),
@@ -36,7 +36,7 @@ def link_events(python: Path, folder: Path, *devices: str, seconds: float = 600.
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_two_ranks_sum_over_the_loopback(measured_python: Path, tmp_path: Path) -> None:
+def test_link_check_of_two_devices_reports_the_rate_of_an_all_reduce(measured_python: Path, tmp_path: Path) -> None:
     first, event, last = link_events(measured_python, tmp_path, "cpu", "cpu")
     assert first == {"phase": "links"}
     reading: Reading = record(event["reading"], Reading, "reading")
@@ -49,13 +49,13 @@ def test_two_ranks_sum_over_the_loopback(measured_python: Path, tmp_path: Path) 
     assert last["examined"]["seconds"]["links"] > 0
 
 
-def test_single_device_has_no_links(measured_python: Path, tmp_path: Path) -> None:
+def test_link_check_of_a_single_device_has_no_value(measured_python: Path, tmp_path: Path) -> None:
     reading = link_events(measured_python, tmp_path, "cpu")[1]["reading"]
     assert (reading["value"], reading["why_not"]) == (None, "there is only one device")
 
 
-def test_failed_rank_ends_the_others(measured_python: Path, tmp_path: Path) -> None:
-    """Check that the others end before their deadline of an hour, with the reason of the failed one."""
+def test_link_check_with_a_failed_rank_ends_at_once_with_its_error(measured_python: Path, tmp_path: Path) -> None:
+    """Use a device that does not exist; the other rank would wait for an hour."""
     reading = link_events(measured_python, tmp_path, "cpu", "cuda:7", seconds=3600.0)[1]["reading"]
     assert reading["value"] is None
     assert "cuda" in (reading["why_not"] or reading["fault"]).lower()

@@ -1,4 +1,4 @@
-"""Test the checks of a device with real torch, on a correct device and on devices with planted faults."""
+"""Tests the checks of a device with real torch, on a correct device and on devices with simulated faults."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.worker
 
 @pytest.fixture(scope="module")
 def results(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Return the results of examine_devices.py, which runs all checks in one process."""
+    """Run examine_devices.py, which makes all checks in one process, and return its results: {name: readings}."""
     folder = tmp_path_factory.mktemp("examined")
     environment = dict(os.environ) | {"PYTHONPATH": str(CHECKOUT), "HF_HUB_OFFLINE": "1", "HOME": str(folder)}
     script = CHECKOUT / "tests/bench/examine_devices.py"
@@ -41,17 +41,17 @@ def results(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def readings(items: list[Any]) -> list[Reading]:
-    """Return readings from their JSON form."""
+    """Return the readings that dicts of JSON describe."""
     return [record(item, Reading, "reading") for item in items]
 
 
 def only(items: list[Any]) -> Reading:
-    """Return the reading of a list that has exactly one."""
+    """Return the only reading of a list; fail if the list has another length than 1."""
     (reading,) = readings(items)
     return reading
 
 
-def test_correct_device_is_within_the_limits_in_each_dtype(results: dict[str, Any]) -> None:
+def test_error_of_a_correct_device_is_within_the_limit_in_each_dtype(results: dict[str, Any]) -> None:
     all_readings = readings(results["numbers"]["well"])
     names = [f"{name} {dtype}" for dtype in DTYPES for name in ("matrix product", "convolution", "attention")]
     assert [reading.name for reading in all_readings] == names
@@ -63,29 +63,31 @@ def test_correct_device_is_within_the_limits_in_each_dtype(results: dict[str, An
         assert reading.limit / 200 < reading.value < reading.limit / 2
 
 
-def test_fp8_product_is_within_its_limit(results: dict[str, Any]) -> None:
+def test_error_of_a_correct_fp8_product_is_within_the_limit(results: dict[str, Any]) -> None:
     reading = only([results["numbers"]["fp8"]])
     assert (reading.fault, reading.why_not) == (None, None)
     assert 0 < (reading.value or 0.0) < (reading.limit or 0.0) / 2
 
 
-def test_limits_differ_between_dtypes(results: dict[str, Any]) -> None:
-    """Check that a result computed in bf16 or TF32 is above the limit of fp32."""
+def test_limit_of_fp32_is_below_the_error_of_bf16_and_tf32(results: dict[str, Any]) -> None:
+    """A result that was computed in bf16 or TF32 instead of fp32 must exceed the limit."""
     limits = {reading.name: reading.limit or 0.0 for reading in readings(results["numbers"]["well"])}
     for name in ("matrix product", "convolution", "attention"):
         assert limits[f"{name} fp32"] < 2.0**-13 < limits[f"{name} fp16"] < limits[f"{name} bf16"]
 
 
-def test_single_wrong_number_is_found(results: dict[str, Any]) -> None:
+def test_product_with_a_single_wrong_number_is_found_in_each_dtype(results: dict[str, Any]) -> None:
     products = readings(results["numbers"]["one off"])
     assert [reading.name for reading in products] == [f"matrix product {dtype}" for dtype in DTYPES]
     for reading in products:
         is_far = (reading.value or 0.0) > (reading.limit or 0.0)
         assert is_far or "one of 65536 numbers differs by 1 times" in (reading.fault or "")
-    assert products[1].fault is not None, "in bf16 the distance of all numbers hides a single one"
+    assert products[1].fault is not None, (
+        "the error over all numbers is too small in bf16, so the single number is reported"
+    )
 
 
-def test_nan_and_wrong_scale_are_found(results: dict[str, Any]) -> None:
+def test_product_with_nan_is_a_fault_and_one_with_a_wrong_scale_exceeds_the_limit(results: dict[str, Any]) -> None:
     for reading in readings(results["numbers"]["NaN"]):
         assert (reading.value, reading.fault) == (None, "the result contains NaN or infinity")
     for reading in readings(results["numbers"]["all off"]):
@@ -93,12 +95,12 @@ def test_nan_and_wrong_scale_are_found(results: dict[str, Any]) -> None:
         assert (reading.value or 0.0) > (reading.limit or 1.0)
 
 
-def test_memory_is_written_with_each_pattern_and_compared(results: dict[str, Any]) -> None:
+def test_memory_check_writes_four_patterns_to_half_of_the_free_memory(results: dict[str, Any]) -> None:
     reading = only(results["memories"]["well"])
     assert (reading.fault, reading.why_not) == (None, None)
     assert reading.value == 0.5
     assert reading.figures == {"tested_bytes": 32 << 20, "free_bytes": 64 << 20, "errors": 0, "patterns": 4}
-    # Of 1000 words an address pattern has 1000 values, a constant pattern has one.
+    # The first 1000 words have 1000 different values in an address pattern, and one value in a constant pattern.
     assert results["memories"]["written"] == [
         ["own address", 1000, 4 << 20],
         ["own address inverted", 1000, 4 << 20],
@@ -107,7 +109,7 @@ def test_memory_is_written_with_each_pattern_and_compared(results: dict[str, Any
     ]
 
 
-def test_flipped_bit_is_found(results: dict[str, Any]) -> None:
+def test_memory_check_reports_a_flipped_bit_with_its_place_and_pattern(results: dict[str, Any]) -> None:
     reading = only(results["memories"]["flipped"])
     place = ((1 << 20) + 7) * 8
     assert f"8 bytes: 4; the first is at byte {place} of" in (reading.fault or "")
@@ -118,7 +120,7 @@ def test_flipped_bit_is_found(results: dict[str, Any]) -> None:
     assert "bits 63 flipped, pattern: 0xAA" in (once.fault or "")
 
 
-def test_stuck_address_line_is_found(results: dict[str, Any]) -> None:
+def test_memory_check_finds_a_stuck_address_line(results: dict[str, Any]) -> None:
     reading = only(results["memories"]["aliased"])
     assert reading.figures["errors"] == 2 * (1 << 19), "each overwritten word, in both address patterns"
 
@@ -131,12 +133,14 @@ def test_stuck_address_line_is_found(results: dict[str, Any]) -> None:
         ("late", checked_device.NO_TIME),
     ],
 )
-def test_untested_memory_has_a_reason(results: dict[str, Any], name: str, why: str) -> None:
+def test_memory_check_without_memory_or_time_has_a_reason_and_no_fault(
+    results: dict[str, Any], name: str, why: str
+) -> None:
     reading = only(results["memories"][name])
     assert (reading.value, reading.fault, reading.why_not) == (None, None, why)
 
 
-def test_memory_reading_counts_the_patterns_that_ended_in_time(results: dict[str, Any]) -> None:
+def test_memory_check_counts_only_the_patterns_that_it_completed_in_time(results: dict[str, Any]) -> None:
     reading = only(results["memories"]["slow"])
     assert (reading.fault, reading.figures["patterns"], reading.figures["errors"]) == (None, 1, 0)
 
@@ -150,23 +154,23 @@ def test_memory_reading_counts_the_patterns_that_ended_in_time(results: dict[str
         ("second has no time", 5.0, 10, True),
     ],
 )
-def test_rate_is_that_of_the_fastest_variant(
+def test_rate_is_that_of_the_fastest_variant_and_marked_if_a_larger_one_was_left_out(
     results: dict[str, Any], name: str, rate: float, amount: float, is_cut: bool
 ) -> None:
-    """Check also that the reading is marked where a larger variant, which may be faster, was left out."""
+    """A larger variant, for which time or memory was missing, might have been faster."""
     reading = only([results["variants"][name]])
     assert (reading.value, reading.figures) == (rate, {"amount": amount} | ({CUT: 1.0} if is_cut else {}))
     assert set(reading.samples) == {rate}
 
 
-def test_variant_without_memory_or_time_is_not_measured(results: dict[str, Any]) -> None:
+def test_rate_without_memory_or_time_for_any_variant_has_a_reason(results: dict[str, Any]) -> None:
     assert only([results["variants"]["no room"]]).why_not == "there is not enough free memory"
     assert only([results["variants"]["no time"]]).why_not == checked_device.NO_TIME
     assert results["variants"]["calls in no time"] == 0
 
 
 @pytest.mark.parametrize("name", ["no room", "no kernel", "no time", "no package"])
-def test_missing_memory_kernel_time_or_package_is_no_fault(results: dict[str, Any], name: str) -> None:
+def test_error_for_lack_of_memory_kernel_time_or_package_is_no_fault(results: dict[str, Any], name: str) -> None:
     reading = only([results["stopped"][name]])
     assert (reading.value, reading.fault) == (None, None)
     assert reading.why_not
@@ -176,7 +180,7 @@ def test_missing_memory_kernel_time_or_package_is_no_fault(results: dict[str, An
 @pytest.mark.parametrize(
     ("message", "is_correct"),
     [
-        # Messages of CUDA, cuDNN and torch.
+        # (an error message of CUDA or cuDNN, whether the GPU may be correct)
         ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", True),
         ("cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph.", True),
         ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED", True),
@@ -185,8 +189,8 @@ def test_missing_memory_kernel_time_or_package_is_no_fault(results: dict[str, An
         ("CUDA error: unspecified launch failure", False),
     ],
 )
-def test_only_errors_of_the_gpu_itself_are_faults(message: str, is_correct: bool) -> None:
-    """Check that a refusal by a library or by another process is a reason, and no fault of the GPU."""
+def test_error_message_about_the_gpu_itself_is_a_fault_and_a_refusal_is_not(message: str, is_correct: bool) -> None:
+    """A refusal is an error of a library, or of a GPU that another process uses."""
     reading = checked_device.with_error(
         Reading("product", "product bf16", "cuda:0", "FLOP/s", None), RuntimeError(message)
     )
@@ -206,7 +210,7 @@ def test_error_during_a_computation_is_a_fault(results: dict[str, Any], name: st
     ("probe", "figures"),
     [("product", {"m", "n", "k"}), ("convolution", {"batch", "channels", "side", "channels_last"})],
 )
-def test_rate_has_its_shape_and_samples(results: dict[str, Any], probe: str, figures: set[str]) -> None:
+def test_rate_reading_has_its_shape_and_samples(results: dict[str, Any], probe: str, figures: set[str]) -> None:
     rates = readings(results[probe])
     assert [reading.name for reading in rates] == [f"{probe} {dtype}" for dtype in DTYPES]
     for reading in rates:
@@ -215,14 +219,14 @@ def test_rate_has_its_shape_and_samples(results: dict[str, Any], probe: str, fig
         assert set(reading.figures) - {CUT} == figures
 
 
-def test_copy_counts_read_and_written_bytes(results: dict[str, Any]) -> None:
+def test_copy_check_of_256_mib_reports_a_plausible_rate(results: dict[str, Any]) -> None:
     reading = only(results["copy"])
     assert (reading.name, reading.unit, reading.figures) == ("copy", "B/s", {"bytes": 256 << 20})
     assert reading.value == max(reading.samples)
     assert 1e8 < reading.value < 1e13
 
 
-def test_load_with_equal_results_has_no_fault(results: dict[str, Any]) -> None:
+def test_sustained_load_with_equal_results_has_no_fault(results: dict[str, Any]) -> None:
     reading = only(results["sustained"])
     assert (reading.name, reading.unit, reading.fault) == ("sustained fp32", "FLOP/s", None)
     assert set(reading.figures) == {"first_quarter", "last_quarter", "unequal"}
@@ -230,7 +234,7 @@ def test_load_with_equal_results_has_no_fault(results: dict[str, Any]) -> None:
     assert min(reading.samples) <= (reading.value or 0.0) <= max(reading.samples)
 
 
-def test_bursts_that_differ_in_one_bit_are_counted(results: dict[str, Any]) -> None:
+def test_sustained_load_counts_the_bursts_that_differ_in_one_bit(results: dict[str, Any]) -> None:
     reading = only(results["burst"])
     bursts = len(reading.samples)
     assert bursts >= 3
@@ -238,12 +242,12 @@ def test_bursts_that_differ_in_one_bit_are_counted(results: dict[str, Any]) -> N
     assert reading.fault == f"{bursts // 3} of {bursts} bursts differ from the first result"
 
 
-def test_no_check_begins_after_the_time_limit(results: dict[str, Any]) -> None:
+def test_check_after_the_time_limit_has_no_value_and_the_reason(results: dict[str, Any]) -> None:
     for reading in readings([item for items in results["late"] for item in items]):
         assert (reading.value, reading.why_not) == (None, checked_device.NO_TIME)
 
 
-def test_rate_of_all_threads_is_relative_to_one_thread(results: dict[str, Any]) -> None:
+def test_scaling_is_the_rate_of_all_threads_relative_to_one_thread(results: dict[str, Any]) -> None:
     reading = only(results["threads"])
     assert reading.name == "scaling"
     rates = {int(count): rate for count, rate in reading.figures.items()}
@@ -254,7 +258,7 @@ def test_rate_of_all_threads_is_relative_to_one_thread(results: dict[str, Any]) 
     assert only(results["thread"]).why_not == "torch uses only one thread"
 
 
-def test_loops_give_seconds_per_step(results: dict[str, Any]) -> None:
+def test_loop_check_reports_the_seconds_of_a_step_for_each_batch_size(results: dict[str, Any]) -> None:
     loops = readings(results["loops"]["well"])
     kinds = ("tiny-ddpm fp32", "tiny-sd bf16")
     assert [reading.name for reading in loops] == [f"loop {kind} batch {batch}" for kind in kinds for batch in (1, 4)]
@@ -266,7 +270,7 @@ def test_loops_give_seconds_per_step(results: dict[str, Any]) -> None:
     assert flops[1] == pytest.approx(4 * flops[0])
 
 
-def test_image_with_nan_is_a_fault(results: dict[str, Any]) -> None:
+def test_loop_check_whose_image_has_nan_is_a_fault(results: dict[str, Any]) -> None:
     for reading in readings(results["loops"]["poisoned"]):
         assert (reading.value, reading.fault) == (None, "the image contains NaN or infinity")
 
@@ -275,7 +279,7 @@ def test_image_with_nan_is_a_fault(results: dict[str, Any]) -> None:
     ("name", "why"),
     [("late", "building the model takes"), ("no time", "a step takes about"), ("no room", "the weights take")],
 )
-def test_skipped_loop_gives_its_price(results: dict[str, Any], name: str, why: str) -> None:
+def test_skipped_loop_check_says_which_time_or_memory_it_lacks(results: dict[str, Any], name: str, why: str) -> None:
     loops = readings(results["loops"][name])
     assert loops
     for reading in loops:
@@ -283,11 +287,11 @@ def test_skipped_loop_gives_its_price(results: dict[str, Any], name: str, why: s
         assert why in (reading.why_not or "")
 
 
-def test_wrong_sum_of_ranks_is_found(results: dict[str, Any]) -> None:
+def test_link_check_accepts_the_right_sum_and_rejects_a_wrong_one(results: dict[str, Any]) -> None:
     assert results["sums"] == [True, False]
 
 
-def test_loops_are_cases_of_the_quick_suite() -> None:
+def test_loop_check_measures_cases_of_the_quick_suite() -> None:
     for device, kinds in (("cpu", sampling_speed.ON_A_CPU), ("cuda:0", sampling_speed.ON_A_CARD)):
         for kind in kinds:
             capabilities = cases.Capabilities(lower=None if kind.dtype == "fp32" else kind.dtype)
@@ -295,20 +299,20 @@ def test_loops_are_cases_of_the_quick_suite() -> None:
             assert any(kind.case(device, 1, case.steps) == case for case in quick), kind
 
 
-def test_time_parts_of_all_phases_add_up_to_100() -> None:
+def test_time_shares_of_all_phases_add_up_to_100_percent() -> None:
     assert tuple(run.CHECKS) == worker_requests.PHASES, "what the parent may ask for"
     assert sum(phase.cpu_parts for phase in run.CHECKS.values()) == 100
     assert sum(phase.gpu_parts for phase in run.CHECKS.values()) == 100
 
 
 def phases(events: list[Any]) -> list[str]:
-    """Return the names of the phases in their order."""
+    """Return the names of the phases in a list of events, in order."""
     return [event["phase"] for event in events if "phase" in event]
 
 
 def test_examination_runs_the_requested_phases_and_repeats_them_on_request(results: dict[str, Any]) -> None:
     events = results["examined"]["events"]
-    # Phases run in the plan's order. A phase that a CPU lacks sends no event. A line without "again" ends the
+    # Phases run in the order of protocol.PHASES. "pinned" sends no event on a CPU. A line without "again" ends the
     # examination.
     assert phases(events) == ["imports", "numerics", "copy", "waiting", "copy", "threads", "waiting"]
     probes = [event["reading"]["probe"] for event in events if "reading" in event]
@@ -321,7 +325,7 @@ def test_examination_runs_the_requested_phases_and_repeats_them_on_request(resul
     assert results["examined"]["refused"].startswith("there is no phase 'heat'; the phases are: numerics,")
 
 
-def test_gpu_held_exclusively_by_another_process_is_skipped(results: dict[str, Any]) -> None:
+def test_gpu_that_another_process_uses_exclusively_has_a_reason_and_no_fault(results: dict[str, Any]) -> None:
     events = results["examined"]["busy"]
     assert phases(events) == ["imports", "waiting", "waiting"]
     reading = only([event["reading"] for event in events if "reading" in event])
@@ -329,7 +333,7 @@ def test_gpu_held_exclusively_by_another_process_is_skipped(results: dict[str, A
     assert "busy or unavailable" in (reading.why_not or "")
 
 
-def test_failed_phase_keeps_its_earlier_readings(results: dict[str, Any]) -> None:
+def test_phase_that_fails_keeps_the_readings_before_the_failure(results: dict[str, Any]) -> None:
     events = results["examined"]["lost"]
     assert phases(events) == ["imports", "numerics", "copy", "waiting"]
     good, broken = (
@@ -342,7 +346,7 @@ def test_failed_phase_keeps_its_earlier_readings(results: dict[str, Any]) -> Non
 
 @pytest.fixture
 def worker(measured_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a real worker with its parent's command; its budget is CPU time."""
+    """Start the real worker with clocks that count CPU time."""
     with subprocess.Popen(
         processor_clocks.worker_command(measured_python),
         stdin=subprocess.PIPE,
@@ -356,14 +360,14 @@ def worker(measured_python: Path, tmp_path: Path) -> Iterator[subprocess.Popen[s
 
 
 def send(worker: subprocess.Popen[str], line: str) -> None:
-    """Write a line to the worker's stdin."""
+    """Write a line to the stdin of the worker."""
     assert worker.stdin is not None
     worker.stdin.write(line + "\n")
     worker.stdin.flush()
 
 
 def events_of(worker: subprocess.Popen[str]) -> list[Any]:
-    """Return the worker's events in JSON's types, until it waits for a request."""
+    """Read the events of the worker, as dicts, until it waits for the next line, and return them."""
     events: list[Any] = []
     assert worker.stdout is not None
     for line in worker.stdout:
@@ -373,7 +377,7 @@ def events_of(worker: subprocess.Popen[str]) -> list[Any]:
     pytest.fail(f"the worker ended; its events: {events}")
 
 
-def test_real_worker_examines_its_device(worker: subprocess.Popen[str]) -> None:
+def test_real_worker_examines_the_cpu_and_repeats_a_phase_on_request(worker: subprocess.Popen[str]) -> None:
     request = {"device": "cpu", "asked_at": 1e9, "budget_seconds": 8.0}
     send(worker, json.dumps({"examine": request | {"probes": ["numerics", "product", "copy", "memory", "sustained"]}}))
     events = events_of(worker)
