@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,8 +15,9 @@ import pytest
 from tests import spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+_PLAIN = (str, int, float, bool, type(None))
 CHECKOUT = Path(__file__).resolve().parent.parent
 TEST_ROOT = CHECKOUT / ".cache" / "test-root"
 # The machine's environment variables, copied before `_surroundings` removes some of them. Tests that install real
@@ -48,6 +51,28 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     scheduler = LoadFileScheduling(config, log)
     scheduler._split_scope = spread.group
     return scheduler
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Return the id of a test's parameter from its content; None: keep pytest's own id."""
+    if isinstance(val, dict):
+        return _joined(f"{key}={item}" if isinstance(item, _PLAIN) else str(key) for key, item in val.items())
+    if isinstance(val, list | tuple | set | frozenset) and all(isinstance(item, _PLAIN) for item in val):
+        return _joined(map(str, sorted(val, key=str) if isinstance(val, set | frozenset) else val))
+    if dataclasses.is_dataclass(val) and not isinstance(val, type):
+        values = [(field, getattr(val, field.name)) for field in dataclasses.fields(val)]
+        changed = [(field, value) for field, value in values if value is not None and value != field.default]
+        plain = [(field, value) for field, value in changed if isinstance(value, _PLAIN)]
+        required = dataclasses.MISSING
+        names = ("" if field.default is required else f"{field.name}=" for field, _ in plain)
+        return _joined(f"{name}{value}" for name, (_, value) in zip(names, plain, strict=True)) if plain else None
+    if isinstance(val, FunctionType) and val.__name__ != "<lambda>":
+        return val.__name__.replace("_", " ")
+    return None
+
+
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(texts)[:60] or "none"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
