@@ -142,7 +142,7 @@ class TwoHomes:
         """
         self.figures.rounds += 1
         owner = self.chance.choice(self.owners)
-        self.use(owner)
+        self.change_home(owner)
         name = self.chance.choice(["relocate", "relocate", "cache", "setup", "repair", "pull", "undo", "undo"])
         home = self.base / "home" if self.has_one_path else owner.parked
         words: dict[str, list[object]] = {
@@ -181,7 +181,7 @@ class TwoHomes:
         if kind in {"relocate", "merge", "cache", "setup"} and self.chance.random() < 0.4:
             self.check_settled(owner, argv, what)
 
-    def use(self, owner: Owner) -> None:
+    def change_home(self, owner: Owner) -> None:
         """Change a home as its user or a wipe may do between commands: new files, lost links, deleted model files."""
         own, hub = owner.parked / owner.folder, owner.parked / HUB
         for path, folder in ((own, owner.folder), (hub, HUB)):

@@ -162,7 +162,8 @@ def test_harness_share_is_the_cpu_time_of_the_parent_divided_by_the_seconds_of_t
 
 
 def test_energy_of_a_case_excludes_the_energy_of_its_probe(clock: dict[str, float]) -> None:
-    # 0: start; 1: samples begin; 2, 3: images; 4: a probe took 300 J; 5: images again; 6: their end.
+    # The counter by index: 0 at the start, 1 when the samples begin, 2 and 3 during them, 4 after a probe that took
+    # 300 J, 5 during the samples again, 6 at their end.
     counters = [0.0, 0.0, 100.0, 150.0, 450.0, 450.0, 500.0]
     result = monitor_of(clock, [reading(joules) for joules in counters]).add_to(a_result())
     assert result.host is not None

@@ -262,7 +262,7 @@ def test_queue_clock_waits_for_the_device_at_the_start_and_the_end_of_a_loop() -
     assert len(waits) == 2
 
 
-def test_shares_of_waiting_for_a_core_are_measured_only_while_watched(
+def test_shares_of_waiting_for_a_core_are_measured_only_inside_the_watched_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thread = tmp_path / "self" / "task" / "7"
@@ -327,7 +327,7 @@ def stat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_steal_share_is_measured_only_while_watched(stat: Path) -> None:
+def test_steal_share_is_measured_only_inside_the_watched_block(stat: Path) -> None:
     load = host_load.HostLoad()
     with load.watched():
         # 100 more ticks: 20 stolen, 10 idle. Guest time is a part of user time, and must not count twice.
