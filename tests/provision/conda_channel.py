@@ -95,7 +95,7 @@ class FolderServer:
         self.faults: dict[str, int | bytes] = {}
         self.server = _Quiet(("127.0.0.1", 0), partial(_handler(self), directory=str(folder)))
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self.thread.start()
 
     def close(self) -> None:
