@@ -113,7 +113,7 @@ def deadline(seconds: float = 600.0) -> float:
 
 def numbers() -> dict[str, Any]:
     """Check the arithmetic of a correct CPU, and of simulated CPUs with each kind of error."""
-    readings = {"well": all_of(compute.numerics(checked_device.access(torch, "cpu"), soon()))}
+    readings = {"well": all_of(compute.numerics(checked_device.access(torch, "cpu"), deadline()))}
     for name, change in (("one off", one_off), ("NaN", no_number), ("all off", lambda reading: reading * 1.05)):
         readings[name] = [
             reading for reading in all_of(compute.numerics(Changed(change), deadline())) if "product" in reading["name"]
