@@ -105,7 +105,7 @@ def test_merge_of_different_environments_explains_how_to_run_the_renamed_one(hom
     step.apply()
     notes = step.check().fallback or ""
     for name in ("c", "v"):
-        assert f"run {volume}/tools/{kept_name(name)}/bin/python -m NAME" in notes
+        assert f"Run {volume}/tools/{kept_name(name)}/bin/python -m NAME" in notes
     assert f"conda create --name NAME --clone {volume}/tools/{kept_name('c')}" in notes
 
 
