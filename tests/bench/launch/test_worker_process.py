@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -17,8 +16,7 @@ import pytest
 
 from bench.core.result import Phases, Result, Sample, Status
 from bench.core.worker_requests import CaseRequest, TorchQuery
-from bench.launch import child_process, in_process, received_events, worker_process
-from bench.worker.checks import interconnect
+from bench.launch import child_process, received_events, worker_process
 from tests.bench.conftest import a_case
 from tests.bench.fake_workers import PRELUDE
 from tests.clock import Until
@@ -359,44 +357,6 @@ def test_interrupt_between_fork_and_with_block_kills_the_worker(monkeypatch: pyt
         pass
     assert worker._process is not None
     assert worker._process.returncode is not None, "the worker was killed and reaped"
-
-
-def test_worker_ignores_a_torch_py_outside_of_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The working folder and the folder on PYTHONPATH have such a file.
-    for folder in (Path.cwd(), tmp_path / "path"):
-        folder.mkdir(exist_ok=True)
-        (folder / "torch.py").write_text("raise SystemExit(9)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
-    assert "No module named 'torch'" in worker_process.query(OWN_PYTHON)["error"]
-
-
-@pytest.mark.parametrize(
-    "program",
-    [worker_process._BOOTSTRAP, in_process._LOCATE_PACKAGES, interconnect._RANK],
-    ids=["worker", "in-process", "rank"],
-)
-def test_modules_of_the_working_folder_do_not_run_in_a_child(tmp_path: Path, program: str) -> None:
-    ran = tmp_path / "ran"
-    for name in sys.stdlib_module_names:
-        Path(f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
-    argv: list[str | Path] = [OWN_PYTHON, "-c", program, worker_process._PACKAGE, "bench.worker"]
-    subprocess.run(argv, check=False, capture_output=True, stdin=subprocess.DEVNULL)
-    assert not ran.exists(), ran.read_text()
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONHOME"],
-)
-def test_worker_does_not_inherit_variables_that_change_torch_or_python(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    # These variables could turn tf32 into fp32, or make a warning in torch's import an error.
-    monkeypatch.setenv(name, "0")
-    file = tmp_path / "program.py"
-    file.write_text(f"import json, os; print(json.dumps({{'query': {{'is': os.environ.get({name!r}, 'unset')}}}}))")
-    monkeypatch.setattr(worker_process, "worker_command", lambda python: [str(python), str(file)])
-    assert worker_process.query(OWN_PYTHON) == {"is": "unset"}
 
 
 def test_exit_code_of_a_worker_that_cannot_be_killed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

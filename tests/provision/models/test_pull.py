@@ -17,10 +17,10 @@ import pytest
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.layout import Root
-from provision.models import hub_client, manifest, pull, pull_plan
+from provision.models import hub_client, manifest, pull_plan
 from provision.models.hub_client import AccessError
 from provision.models.hubs import Hubs
-from provision.models.pull import Pull
+from provision.models.pull import CORRUPT, Pull
 from provision.models.verify import Depth
 from tests.conftest import CHECKOUT
 from tests.provision import hub_server
@@ -198,7 +198,7 @@ class TestResume:
         run(work)
         assert is_complete(work)
         assert (count_gets(server, WEIGHTS), count_gets(server, "vae/model.safetensors")) == (1, 0)
-        assert blob.with_name(blob.name + pull.CORRUPT).read_bytes() == bytes(corrupt), "the corrupt file is kept"
+        assert blob.with_name(blob.name + CORRUPT).read_bytes() == bytes(corrupt), "the corrupt file is kept"
 
     def test_pull_of_a_complete_model_sends_no_request(self, root: Root, serve: Any) -> None:
         server = hub_server.start(serve, REPO, FILES)
@@ -394,8 +394,7 @@ class _Usage:
 def test_stored_listing_is_readable_for_all_users(root: Root, serve: Any) -> None:
     work = pull_of(root, hub_server.start(serve, REPO, FILES).url)
     run(work)
-    trees = list((work.folder / "trees").glob("*.json"))
-    assert trees
-    assert all(tree.stat().st_mode & 0o044 == 0o044 for tree in trees)
-    assert json.loads(trees[0].read_text())["files"]
+    (tree,) = (work.folder / "trees").glob("*.json")
+    assert tree.stat().st_mode & 0o044 == 0o044
+    assert json.loads(tree.read_text())["files"]
     assert git_sha1(FILES["unet/config.json"]) in {path.name for path in (work.folder / "blobs").iterdir()}
