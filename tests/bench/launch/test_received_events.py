@@ -23,6 +23,7 @@ from tests.conftest import CHECKOUT
         (received_events.ReceivedEvents(phases=Phases(first_image_seconds=460.0)), 2600.0),
         (received_events.ReceivedEvents(samples=[Sample(100.0, (25.0,) * 4, 100.0)]), 800.0),
     ],
+    ids=["start", "load", "largest batch", "predicted compilation", "predicted step", "first image", "sample"],
 )
 def test_silence_limit_depends_on_the_phase_and_grows_with_the_time_of_an_image(
     received: received_events.ReceivedEvents, seconds: float

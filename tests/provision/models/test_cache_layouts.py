@@ -202,7 +202,7 @@ def repair(root: Root, entries: Manifest | None = None) -> None:
     assert step.check().state is State.OK
 
 
-def test_repository_with_links_into_a_lost_home_and_without_a_listing_loads_after_repair(
+def test_repair_restores_links_into_a_lost_home_without_the_stored_listing_of_the_hub(
     root: Root, entries: Manifest, hub: Server
 ) -> None:
     """Leave absolute links into a lost home, no listing and no refs; the repair gets no manifest entry."""

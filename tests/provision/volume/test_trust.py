@@ -97,7 +97,7 @@ def test_records_of_a_private_state_folder_are_trusted_with_any_mode(root: Root)
     assert trust.find(root) is not None
 
 
-def test_link_among_the_records_is_not_trusted(root: Root, tmp_path: Path) -> None:
+def test_root_is_not_trusted_if_one_of_its_record_files_is_a_symbolic_link(root: Root, tmp_path: Path) -> None:
     root.links.rename(tmp_path / "elsewhere")
     root.links.symlink_to(tmp_path / "elsewhere")
     distrust = trust.find(root)
