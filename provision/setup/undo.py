@@ -149,7 +149,8 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
         BlockedError: an act does not have a field that its undo needs, as in a journal of schema 1.
     """
     undo = _prepared(run, root, home, journal, progress)
-    built: list[Step] = []
+    filled = _filled_folders(undo)
+    built: list[Step] = [_undo_move(undo, pair, is_filled=True) for pair in filled]
     keys: set[str] = set()
 
     def once(key: str) -> bool:
@@ -158,7 +159,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
         return is_new
 
     moved = {act.source for act in undo.run.acts if isinstance(act, acts.FolderRename | acts.FolderSwap)}
-    for act in reversed(undo.run.acts):
+    for act in reversed(_without(undo.run.acts, filled)):
         match act:
             case acts.IncompleteAct():
                 journal_path = root.journal / f"{run.name}.jsonl"
@@ -250,7 +251,32 @@ def _undo_link(undo: _Undo, path: Path, target: Path, was: str | None) -> UndoLi
     return UndoLink(path, targets, was, undo.root, undo.home, undo.journal)
 
 
-def _undo_move(undo: _Undo, pair: MovePair) -> UndoMove | UndoMergeStep:
+def _filled_folders(undo: _Undo) -> list[MovePair]:
+    """Return the folders that the run made empty on the volume, with a link, and that have got content since.
+
+    The folder of a tool's cache is none of them: what the tool has stored there stays on the volume.
+    """
+    of_tools = (undo.root.cache, undo.root.pkgs, undo.root.path / "envs")
+    filled = []
+    for act in undo.run.acts:
+        if isinstance(act, acts.TargetCreation) and not any(map(act.target.is_relative_to, of_tools)):
+            has_content = act.target.is_dir() and any(act.target.iterdir())
+            is_moved = any(isinstance(done, acts.MoveAct) and done.source == act.target for done in undo.undo_acts)
+            if has_content or is_moved or MovePair(act.target, act.source).unfinished:
+                filled.append(MovePair(act.source, act.target))
+    return filled
+
+
+def _without(run_acts: Sequence[ReadAct], filled: Sequence[MovePair]) -> list[ReadAct]:
+    """Return the acts of a run without those that made these folders and their links."""
+    sources = {pair.source for pair in filled}
+    return [
+        act for act in run_acts if not (isinstance(act, acts.TargetCreation | acts.MoveLink) and act.source in sources)
+    ]
+
+
+def _undo_move(undo: _Undo, pair: MovePair, *, is_filled: bool = False) -> UndoMove | UndoMergeStep:
+    """Return the step that moves a folder back; `is_filled`: the run made it empty, and it has got content since."""
     moves = [act for act in undo.run.acts if isinstance(act, acts.MoveAct)]
     of_pair = [act for act in moves if (act.source, act.target) == (pair.source, pair.target)]
     manifests = [act.manifest for act in of_pair if isinstance(act, acts.FolderMerge)]
@@ -262,7 +288,7 @@ def _undo_move(undo: _Undo, pair: MovePair) -> UndoMove | UndoMergeStep:
     splits = [act for act in undo.undo_acts if isinstance(act, acts.MergeSplit)]
     was_removed = any(isinstance(act, acts.OriginalRemoval) and act.aside != act.source for act in of_pair)
     history = MoveHistory(
-        committed=any(isinstance(act, commits) for act in of_pair),
+        committed=is_filled or any(isinstance(act, commits) for act in of_pair),
         original_may_remain=any(isinstance(act, acts.CopyPlacement) for act in of_pair) and not was_removed,
         undo_placed=any((act.source, act.target) == (pair.target, pair.source) for act in back),
         undo_split=any((act.source, act.target) == (pair.source, pair.target) for act in splits),
