@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -164,3 +166,27 @@ def measured_python() -> Path:
     if not python.exists():
         pytest.fail(f"{python} does not exist. Run the tests with `make test`, which builds it.")
     return python
+
+
+@pytest.fixture(scope="session")
+def saved_pipelines(
+    request: pytest.FixtureRequest, measured_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Save small pipelines with real diffusers, once for all worker processes; return {"sd": folder, "ddpm": folder}.
+
+    No test may change these files.
+    """
+    from tests.provision import tiny_pipelines
+
+    base = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        base = base.parent  # the folder of a worker is below the folder of the test run
+    folder = base / "saved pipelines"
+    with (base / "saved pipelines.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "is complete").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            tiny_pipelines.save(measured_python, folder)
+            (folder / "is complete").touch()
+    return {name: folder / name for name in ("sd", "ddpm")}

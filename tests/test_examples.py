@@ -13,7 +13,7 @@ import pytest
 from provision.core.layout import Root
 from provision.models import load_line, stand_ins
 from tests.conftest import CHECKOUT, NOWHERE
-from tests.provision import hub_server, tiny_pipelines
+from tests.provision import hub_server
 from tests.provision.http_server import Server
 from tests.provision.tiny_pipelines import ENVS, model
 
@@ -88,29 +88,28 @@ for program, *argv in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def volume(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
+def volume(measured_python: Path, saved_pipelines: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Root:
     """Return a root with an environment, small pipelines pulled under the real repository ids, and two stand-ins."""
     base = tmp_path_factory.mktemp("tutorial")
-    saved = tiny_pipelines.save(measured_python, base)
     root = Root(base / "volume")
     root.hub.mkdir(parents=True)
     root.state.mkdir()
     root.marker.write_text(json.dumps({"schema": 1, "id": "x"}))
     (root.path / "envs").mkdir()
     root.prefix("diffusers").symlink_to(measured_python.parent.parent)
-    files = hub_server.files_of(saved["sd"])
+    files = hub_server.files_of(saved_pipelines["sd"])
     default = {path: content for path, content in files.items() if ".fp16." not in path}
     lean = {path: content for path, content in files.items() if path not in default or ".safetensors" not in path}
     lean = {path: content for path, content in lean.items() if not path.startswith("safety_checker/")}
     aliases = f'aliases = ["{FORMER_ID}"]\n'
     manifest = hub_server.manifest_entry("stable-diffusion-v1-5", SD, default, extra=aliases)
     manifest += hub_server.manifest_entry('"stable-diffusion-v1-5@fp16"', SD, lean, variant="fp16")
-    cat_entry = hub_server.manifest_entry("ddpm-cat-256", CAT, hub_server.files_of(saved["ddpm"]))
+    cat_entry = hub_server.manifest_entry("ddpm-cat-256", CAT, hub_server.files_of(saved_pipelines["ddpm"]))
     (base / "models.toml").write_text(manifest + cat_entry.replace('"tiny-sd"', '"tiny-ddpm"'))
     (base / "host.toml").write_text(f'relocate = []\nmanifest = "{base / "models.toml"}"\n')
     hub = Server({})
     hub_server.add(hub, SD, files | dict.fromkeys(UNUSED_FILES, b"decoy"))
-    hub_server.add(hub, CAT, hub_server.files_of(saved["ddpm"]))
+    hub_server.add(hub, CAT, hub_server.files_of(saved_pipelines["ddpm"]))
     (base / "empty home").mkdir()
     completed = provision(root, "pull", SD, CAT, HF_ENDPOINT=hub.url)
     hub.close()
@@ -194,14 +193,16 @@ def test_examples_make_images_and_say_that_those_of_stand_ins_are_noise(volume: 
 
 
 @pytest.mark.worker
-def test_examples_load_fp16_files_or_a_stand_in_if_the_cache_has_nothing_else(volume: Root, tmp_path: Path) -> None:
+def test_examples_load_fp16_files_or_a_stand_in_if_the_cache_has_nothing_else(
+    volume: Root, saved_pipelines: dict[str, Path], tmp_path: Path
+) -> None:
     """Set PYTHONSAFEPATH also, with which Python leaves the script's folder out of sys.path."""
     other_root = Root(tmp_path / "other")
     (other_root.hub / "models--owner--lean").mkdir(parents=True)
     snapshot = volume.hub / f"models--{SD.replace('/', '--')}" / "snapshots" / hub_server.REVISION
     fp16_snapshot = other_root.hub / "models--owner--lean/snapshots" / hub_server.REVISION
-    for file in (volume.path.parent / "sd").rglob("*"):
-        path = file.relative_to(volume.path.parent / "sd")
+    for file in saved_pipelines["sd"].rglob("*"):
+        path = file.relative_to(saved_pipelines["sd"])
         if (
             file.is_file()
             and path.parts[0] != "safety_checker"

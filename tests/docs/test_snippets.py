@@ -20,7 +20,6 @@ from tests.bench.conftest import environment
 from tests.bench.test_pytest_plugin import PYTEST_WITH_TORCH
 from tests.conftest import CHECKOUT
 from tests.docs import markdown, sandbox
-from tests.provision import tiny_pipelines
 from tests.provision.http_server import Server
 
 if TYPE_CHECKING:
@@ -89,17 +88,11 @@ def each_snippet(language: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("fence", [fence for _, fence in chosen], ids=names)
 
 
-@pytest.fixture(scope="module")
-def pipelines(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the folders of two small pipelines that diffusers has saved."""
-    return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("pipelines"))
-
-
 @pytest.fixture
-def box(tmp_path: Path, home: Path, pipelines: dict[str, Path]) -> Iterator[Sandbox]:
+def box(tmp_path: Path, home: Path, saved_pipelines: dict[str, Path]) -> Iterator[Sandbox]:
     """Return a sandbox whose hub on loopback runs until the test ends."""
     hub = Server({})
-    yield sandbox.build(tmp_path / "box", home, hub, pipelines)
+    yield sandbox.build(tmp_path / "box", home, hub, saved_pipelines)
     hub.close()
 
 
@@ -131,7 +124,7 @@ def test_command_lines_of_a_page_succeed_from_top_to_bottom(
 
 
 @pytest.mark.parametrize("line", [*NOT_RUN, *INSTEAD, *EXPECTED_EXIT])
-def test_command_line_with_an_exception_still_stands_in_a_document(line: str) -> None:
+def test_command_line_that_is_skipped_or_changed_here_exists_in_a_document(line: str) -> None:
     assert line in {each for document in PAGES for each in markdown.command_lines(document)}
 
 

@@ -15,7 +15,7 @@ from provision.core.layout import Root
 from provision.models import architectures, describe_architecture, manifest, pipeline_info, stand_ins
 from provision.models.hubs import Hubs
 from provision.models.pull import Pull
-from tests.provision import hub_server, tiny_pipelines
+from tests.provision import hub_server
 from tests.provision.http_server import Fault
 from tests.provision.tiny_pipelines import ENVS, model
 
@@ -45,12 +45,6 @@ def draw(python: Path, *pipelines: tuple[object, dict[str, object]], **environ: 
     assert completed.returncode == 0, completed.stderr[-3000:]
     hashes: list[str] = json.loads(completed.stdout)
     return hashes
-
-
-@pytest.fixture(scope="module")
-def saved_pipelines(measured_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return {name: folder} of the small pipelines that diffusers has saved."""
-    return tiny_pipelines.save(measured_python, tmp_path_factory.mktemp("saved"))
 
 
 @pytest.fixture(scope="module")
