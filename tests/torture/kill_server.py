@@ -5,6 +5,7 @@ all modules, so a fork of it saves the start of an interpreter.
 """
 
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -22,12 +23,17 @@ _NOT_IMPORTED = {"provision.__main__", "provision.bootstrap"}
 
 
 def main() -> None:
+    import typer
+
     import provision
     from provision.cli import main as program
 
     for module in pkgutil.walk_packages(provision.__path__, "provision."):
         if module.name not in _NOT_IMPORTED and not module.name.endswith("_worker"):
             importlib.import_module(module.name)
+    # Building the tree of commands and flags takes longer than most commands, so every child gets the same one.
+    setattr(typer.main, "get_command", functools.cache(typer.main.get_command))  # noqa: B010 (mypy: it is a function)
+    typer.main.get_command(program.app)
     killer = ctypes.CDLL(None, use_errno=True)
     for line in sys.stdin:
         request = json.loads(line)
