@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
+import typer
 
 from provision.cli import main
 from tests.conftest import CHECKOUT
@@ -54,9 +56,15 @@ def process(*words: object, env: dict[str, str] | None = None) -> subprocess.Com
     return subprocess.run(argv, capture_output=True, text=True, env=environment, check=False, timeout=600)
 
 
+@functools.cache
+def _command() -> Any:
+    """Build the tree of commands and flags once: it takes longer than most commands."""
+    return typer.main.get_command(main.app)
+
+
 def _run(argv: list[str]) -> int:
     try:
-        main.app(argv)
+        _command()(argv)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
