@@ -75,8 +75,8 @@ def environments(root: Root, home: Path, environ: Mapping[str, str]) -> list[Dis
             real = folder.resolve()
             if real not in discovered and ((real / "conda-meta").is_dir() or (real / "pyvenv.cfg").is_file()):
                 discovered[real] = _describe(folder, real, root, bases)
-        except OSError:
-            continue  # a folder that this user cannot read
+        except (OSError, RuntimeError):
+            continue  # a folder that this user cannot read, or a loop of links
     return list(discovered.values())
 
 

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from provision.core import hashing
-from provision.fs import copy_file, tree
-from provision.fs.copy_tree import CANNOT_LINK, TreeCopy, marks
+from provision.fs import copy_file, database_files, merge_target, tree
+from provision.fs.copy_tree import TreeCopy, marks
 from provision.fs.kept_metadata import ALL_KEPT
 from provision.fs.merge_names import base_name, displaced_name, free_name, parents_of, sibling, with_suffix
 
@@ -100,13 +100,23 @@ class TreeMerge:
         self.stage = stage
         self._block = (bytearray(copy_file.BLOCK), bytearray(copy_file.BLOCK))
         self._marks: dict[str, object] = {}
+        self._target_marks: dict[str, merge_target.Mark | None] = {}
         self._first: dict[int, str] = {}
 
     def compare(self) -> list[MergeEntry]:
         """Return each entry of the original with its action. Files of the same path are compared byte by byte."""
         self._marks = dict(marks(self.original))
         self._first.clear()
-        return list(self._compare(self.original, self.target, ""))
+        self.kept_whole.clear()
+        rows = list(self._compare(self.original, self.target, ""))
+        self._target_marks = self._marks_in_target(rows)
+        # Another host may have made an entry after the comparison.
+        self._target_marks |= {row.path: None for row in rows if row.action == "added"}
+        return rows
+
+    def target_has_changed(self, rows: Sequence[MergeEntry]) -> bool:
+        """Return whether the target has other entries than at the call of `compare`, at the names that `rows` take."""
+        return self._marks_in_target(rows) != self._target_marks
 
     def is_contained(self) -> bool:
         """Return whether the target has an equal entry for each entry of the original."""
@@ -126,22 +136,27 @@ class TreeMerge:
     def move_to_target(self, rows: Sequence[MergeEntry]) -> None:
         """Rename the entries on the stage into the target, so that both versions of a file have a name at every time.
 
-        A target's version that loses its name has its new name on the disk before the entry takes the old one.
+        An older version is on the disk under its other name before its own name is taken.
+
+        Raises:
+            BlockedError: another host has made an entry of that name meanwhile.
         """
         newer = [row for row in rows if row.action == "newer"]
         for row in newer:
             with open_parent(self.target, row.path) as (target, name):
-                _move_aside(target, name, base_name(row.other), link=row.kind != "folder")
+                merge_target.move_aside(target, name, base_name(row.other), link=row.kind != "folder")
         if newer:
             self.target.sync_file_system()
         for row in rows:
             if row.action in _NOT_PLACED:
                 continue
             with open_parent(self.stage, row.path) as (stage, name), open_parent(self.target, row.path) as (target, _):
-                if row.action == "older":
-                    stage.rename(name, target, base_name(row.other))
-                    continue
-                stage.rename(name, target, name)
+                if row.action == "newer":
+                    stage.rename(name, target, name)
+                elif row.action == "older" and row.kind != "folder":
+                    stage.rename(name, target, base_name(row.other))  # the name has the hash of the content
+                else:
+                    merge_target.place_new(stage, name, target, base_name(row.kept_at))
         self.target.sync_file_system()
 
     def is_placed(self, row: MergeEntry) -> bool:
@@ -163,6 +178,15 @@ class TreeMerge:
         """Return whether the original has changed since the call of `compare`."""
         return dict(marks(self.original)) != self._marks
 
+    def _marks_in_target(self, rows: Sequence[MergeEntry]) -> dict[str, merge_target.Mark | None]:
+        found: dict[str, merge_target.Mark | None] = {}
+        for row in rows:
+            if row.action not in _NOT_PLACED:
+                found[row.path] = None
+                with contextlib.suppress(OSError), open_parent(self.target, row.path) as (folder, name):
+                    found[row.path] = merge_target.mark(folder.lstat(name))
+        return found
+
     def _compare(self, original: OpenDir, target: OpenDir, key: str, at: str | None = None) -> Iterator[MergeEntry]:
         """Yield the entries of an open folder of the original and of the folders in it, with their actions.
 
@@ -172,6 +196,9 @@ class TreeMerge:
             key: the path of the folder, relative to the top of the original.
             at: the path of the target's folder, if it differs from `key`.
         """
+        databases = database_files.actions(
+            original, target, lambda name, *both: self._is_same(original, target, name, *both)
+        )
         for entry in sorted(original.scan(), key=lambda item: item.name):
             status, existing = entry.stat(follow_symlinks=False), target.lstat(entry.name)
             path = f"{key}/{entry.name}".removeprefix("/")
@@ -184,8 +211,8 @@ class TreeMerge:
             ) -> MergeEntry:
                 return self._row(path, status, action, sibling(path, other) if other else None)
 
-            if existing is None:
-                yield row("added")
+            if existing is None or entry.name in databases:
+                yield row(*databases.get(entry.name, ("added", None)))
                 if is_folder:
                     with original.enter(entry.name) as inner:
                         yield from self._entries_inside(inner, path)
@@ -255,9 +282,8 @@ class TreeMerge:
             status = target.lstat(name)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 with target.enter(name) as there:
-                    rows = self._equal_entries(
-                        original, there, replace(place, action="same", other=sibling(place.path, name))
-                    )
+                    same = replace(place, action="same", other=sibling(place.path, name))
+                    rows = self._equal_entries(original, there, same)
                 if rows is not None:
                     yield from rows
                     return
@@ -343,31 +369,6 @@ def _has_hash(folder: OpenDir, name: str, stated: tuple[str, str]) -> bool:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest() == expected
-
-
-def _move_aside(folder: OpenDir, name: str, other: str, *, link: bool) -> None:
-    """Give an entry the name `other`, so that another entry can take its name.
-
-    With `link`, `other` becomes a hard link, and the entry keeps its old name until the other entry replaces it. A
-    folder cannot replace a file, so without `link` the entry is renamed. It is also renamed if hard links do not work.
-    """
-    status = folder.lstat(name)
-    if status is None:
-        return
-    kept = folder.lstat(other)
-    if not link and kept is not None and (kept.st_dev, kept.st_ino) == (status.st_dev, status.st_ino):
-        folder.unlink(name)  # a rename between two names of one file does nothing
-        return
-    if link and not stat.S_ISDIR(status.st_mode):
-        try:
-            if kept is None:
-                folder.hardlink(name, folder, other)
-        except OSError as error:
-            if error.errno not in CANNOT_LINK:
-                raise
-        else:
-            return
-    folder.rename(name, folder, other)
 
 
 @contextlib.contextmanager

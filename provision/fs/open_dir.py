@@ -35,7 +35,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_FOLLOW | getattr(os, "O_CLOEXEC", 0)
 _SEARCH = _DIRECTORY | getattr(os, "O_PATH", 0)  # works for a parent folder that is not readable
 _MOST_LINKS = 40  # the limit of the Linux kernel (source: include/linux/namei.h, MAXSYMLINKS)
-_RENAME_EXCHANGE = 2  # linux/fs.h
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
 _NO_LINK_TIMES = {errno.ENOSYS, errno.EOPNOTSUPP}
 _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
 
@@ -156,11 +156,22 @@ class OpenDir:
             OSError: the operating system or the file system does not support the exchange (ENOSYS, EINVAL), or the
                 entries lie on two file systems (EXDEV).
         """
+        self._renameat2(name, other, new, _RENAME_EXCHANGE)
+
+    def rename_exclusive(self, name: str, other: OpenDir, new: str) -> None:
+        """Rename an entry to a name that does not exist (renameat2 with RENAME_NOREPLACE).
+
+        Raises:
+            FileExistsError: the name exists.
+            OSError: the system or the file system does not support it (ENOSYS, EINVAL).
+        """
+        self._renameat2(name, other, new, _RENAME_NOREPLACE)
+
+    def _renameat2(self, name: str, other: OpenDir, new: str, flags: int) -> None:
         call = getattr(_libc(), "renameat2", None)
         if self.descriptor is None or call is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(self.path / name))
-        first, second = os.fsencode(name), os.fsencode(new)
-        if call(self.descriptor, first, other.descriptor, second, _RENAME_EXCHANGE) != 0:
+        if call(self.descriptor, os.fsencode(name), other.descriptor, os.fsencode(new), flags) != 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(self.path / name))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, FirstlightError
 from provision.core.progress import no_progress
-from provision.fs import tree
+from provision.fs import foreign_writers, tree
 from provision.fs.capabilities import UNTESTED
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.open_dir import OpenDir, link_target
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # The kernel or the file system does not support the exchange of two names (renameat2). A rename may still work.
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM}
+_ROUNDS = 5  # comparisons of a merge, while another host writes into the target
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -181,6 +182,7 @@ class FolderMove:
                 source = stack.enter_context(pair.source_parent.enter(pair.source_name))
                 size = tree.measure(source)
                 self._require_storable(size, pair)
+                foreign_writers.require_none(source)
                 if pair.target_parent.lstat(pair.partial_name) is None:
                     self.journal.record(acts.FolderCopy(*pair.ends, pair.paths.partial, whole=pair.paths.source))
                 partial = stack.enter_context(partial_folder(pair, has_owners=self.kept.owners))
@@ -199,7 +201,7 @@ class FolderMove:
                 tree.remove_empty(pair.target_parent, pair.target_name)
                 pair.target_parent.rename(pair.partial_name, pair.target_parent, pair.target_name)
                 pair.target_parent.sync_file_system()
-            self._swap_all(pairs, tree_copy)
+            self._swap_all(pairs, tree_copy, [source for source, _ in folders])
 
     def _require_storable(self, size: tree.TreeSize, pair: OpenPair) -> None:
         """Check that this user can move the tree, and that the target's file system can store the tree."""
@@ -212,11 +214,14 @@ class FolderMove:
         parents = [parent for pair in pairs for parent in (pair.source_parent, pair.target_parent)]
         return replace(self.kept, group=not any(has_set_group_id(parent) for parent in parents))
 
-    def _swap_all(self, pairs: Sequence[OpenPair], tree_copy: TreeCopy) -> None:
+    def _swap_all(self, pairs: Sequence[OpenPair], tree_copy: TreeCopy, originals: Sequence[OpenDir]) -> None:
         asides = [(pair, self._swap(pair)) for pair in pairs]
         preflight.require_unused([pair.source_parent.path / aside for pair, aside in asides])
-        # A program may have written to an original between the last comparison and the swap.
-        changed = tree_copy.original_has_changed()
+        for original in originals:
+            foreign_writers.require_none(original)
+        changed = (
+            tree_copy.original_has_changed()
+        )  # a program may have written between the last comparison and the swap
         for pair, aside in asides:
             if changed:
                 self._merge(pair, aside, is_copied=True)
@@ -253,6 +258,7 @@ class FolderMove:
         with pair.source_parent.enter(name) as original, pair.target_parent.enter(pair.target_name) as target:
             size = tree.measure(original)
             self._require_storable(size, pair)
+            foreign_writers.require_none(original)
             self.journal.record(acts.MergeCopy(*pair.ends, pair.paths.partial, whole=whole))
             with partial_folder(pair, has_owners=self.kept.owners) as stage:
                 totals = {"files compared": size.files}
@@ -267,13 +273,14 @@ class FolderMove:
                 entries = merge.compare()
                 # If a killed run left the original, and the target has all its entries, undo has nothing to separate.
                 if name == pair.source_name or not all(merge.is_placed(entry) for entry in entries):
-                    self._place_merged(pair, whole, merge, entries)
+                    entries = self._place_merged(pair, whole, merge, entries)
             tree.remove(pair.target_parent, pair.partial_name)
             self._report(pair.paths, merge, entries)
             if name != pair.source_name:
                 return
             aside = self._swap(pair)
             preflight.require_unused([pair.source_parent.path / aside])
+            foreign_writers.require_none(original)
             changed = merge.original_has_changed()
         if changed and aside == pair.source_name:
             raise BlockedError(f"{whole} changed during its merge. Stop the program that writes to it, then run again.")
@@ -289,12 +296,24 @@ class FolderMove:
             for other, (path, kind) in merge.kept_whole.items()
         ]
 
-    def _place_merged(self, pair: OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]) -> None:
-        with _remove_partial_if_full([pair]):
-            merge.copy_to_stage(entries)
+    def _place_merged(
+        self, pair: OpenPair, whole: Path, merge: TreeMerge, entries: list[MergeEntry]
+    ) -> list[MergeEntry]:
+        """Copy the entries and give them their names; return the entries as they were placed."""
+        for _ in range(_ROUNDS):
+            with _remove_partial_if_full([pair]):
+                merge.copy_to_stage(entries)
+            if not merge.target_has_changed(entries):
+                break
+            entries = merge.compare()
+        else:
+            raise BlockedError(
+                f"{pair.paths.target} keeps changing. End the program that writes there, then run again."
+            )
         manifest = merge_manifest.write(self.journal.backup, entries)
         self.journal.record(acts.FolderMerge(*pair.ends, manifest, whole=whole))
         merge.move_to_target(entries)
+        return entries
 
     def _link(self, pair: OpenPair) -> None:
         """Make a link to the target at the old path; if the target is missing, make an empty folder there."""

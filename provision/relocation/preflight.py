@@ -89,6 +89,22 @@ def require_safe_parent(parent: OpenDir) -> None:
         )
 
 
+@contextlib.contextmanager
+def limited_depth() -> Iterator[None]:
+    """Refuse folders that are nested deeper than this program can follow.
+
+    Raises:
+        BlockedError: they are.
+    """
+    try:
+        yield
+    except RecursionError:
+        raise BlockedError(
+            "folders are nested too deeply to be moved. The limit is several hundred levels. Leave this folder in the "
+            "home (`relocate` in host.toml), or look for the deep one: find FOLDER -mindepth 400 -type d"
+        ) from None
+
+
 def existing_folder(path: Path) -> Path:
     """Return `path` if it exists, else its nearest parent folder that exists."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())

@@ -104,6 +104,7 @@ class RelocateStep:
         more = f", and {len(self.places) - 1} more" if len(self.places) > 1 else ""
         return f"move {first.source} to {first.target} and link it{more}" if first else "no folder to move"
 
+    @preflight.limited_depth()
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a link has no deeper check)
         """Check each folder: its link, the link's target, and interrupted moves. Return the worst state."""
         if not self.places:
@@ -115,6 +116,7 @@ class RelocateStep:
         notes = [check.fallback for check in checks if check.fallback] + self._notes
         return Check(state, details[0] + more, "; ".join(notes) or None)
 
+    @preflight.limited_depth()
     def apply(self) -> None:
         """Make missing links to folders on the volume, move or merge real folders, or set variables instead."""
         can = volume_capabilities.ensure(self.root)

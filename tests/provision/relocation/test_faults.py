@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,6 +100,84 @@ def test_file_written_just_before_the_folder_is_replaced_by_a_link_is_kept(
     assert (source / "blobs/b").read_text() == "at the last moment"
     assert (source / "blobs/new").read_text() == "at the last moment"
     assert step.check().state is State.OK
+
+
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_file_that_another_host_saves_during_a_merge_is_kept(
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch, is_newest: bool
+) -> None:
+    """A host of the same volume saves one new file and one present file while this host's folder is copied."""
+    hub = Root(other_disk).hub
+    for folder, time in ((source, 10), (hub, 5)):
+        folder.mkdir(parents=True)
+        for name in ("new", "both") if folder == source else ("both", "kept"):
+            (folder / name).write_text(f"of the {'home' if folder == source else 'volume'}")
+            os.utime(folder / name, (time, time))
+    step, copy, copies = relocation_step(source, other_disk), TreeCopy.run, 0
+
+    def save_then_copy(self: TreeCopy) -> None:
+        nonlocal copies
+        copies += 1
+        if copies == 1:
+            for name in ("new", "both"):
+                (hub / name).write_text("of the other host")
+                os.utime(hub / name, (20, 20) if is_newest else (7, 7))
+        copy(self)
+
+    monkeypatch.setattr(TreeCopy, "run", save_then_copy)
+    step.apply()
+    assert step.check().state is State.OK
+    expected = "of the other host" if is_newest else "of the home"
+    assert {(source / name).read_text() for name in ("new", "both")} == {expected}
+    texts = sorted(file.read_text() for file in source.iterdir())
+    assert texts == ["of the home"] * 2 + ["of the other host"] * 2 + ["of the volume"]
+
+
+def test_file_that_another_host_makes_at_the_last_moment_is_never_replaced(
+    source: Path, other_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Root(other_disk).hub
+    source.mkdir(parents=True)
+    hub.mkdir(parents=True)
+    (source / "notes").write_text("of this home")
+    (hub / "kept").write_text("of the volume")
+    step, rename = relocation_step(source, other_disk), OpenDir.rename_exclusive
+
+    def save_then_rename(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
+        (other.path / new).write_text("of the other host")
+        rename(self, name, other, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OpenDir, "rename_exclusive", save_then_rename)
+        with pytest.raises(BlockedError, match="was made during the merge"):
+            step.apply()
+    assert (hub / "notes").read_text() == "of the other host"
+    assert (source / "notes").read_text() == "of this home"
+    step.apply()
+    assert sorted(file.read_text() for file in source.iterdir()) == [
+        "of the other host",
+        "of the volume",
+        "of this home",
+    ]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="file leases are Linux calls")
+@pytest.mark.parametrize("merge", [False, True], ids=["copy", "merge"])
+def test_file_that_a_hidden_process_writes_blocks_the_move(source: Path, other_disk: Path, merge: bool) -> None:
+    """This process stands for one of another container: /proc does not show that one, and a move leaves out its own."""
+    source.mkdir(parents=True)
+    random_trees.small(source)
+    if merge:
+        (Root(other_disk).hub / "kept").mkdir(parents=True)
+        (Root(other_disk).hub / "kept/file").write_text("of the volume")
+    step = relocation_step(source, other_disk)
+    with (source / "blobs/b").open("a") as log:
+        with pytest.raises(BlockedError, match="blobs/b is open for writing"):
+            step.apply()
+        log.write("a line after the refusal")
+    assert not source.is_symlink()
+    step.apply()
+    assert (source / "blobs/b").read_bytes().endswith(b"a line after the refusal")
 
 
 def test_copy_with_changed_bytes_is_rejected_and_the_source_stays(
@@ -239,6 +318,22 @@ def test_mount_point_inside_the_folder_blocks_the_move(source: Path, volume: Pat
             relocation_step(source, volume).apply()
     finally:
         subprocess.run(["umount", inner], check=True)
+
+
+def test_folders_that_are_nested_too_deeply_are_refused(source: Path, other_disk: Path) -> None:
+    source.mkdir(parents=True)
+    deep = os.open(source, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=deep)
+        deep, above = os.open("d", os.O_RDONLY, dir_fd=deep), deep
+        os.close(above)
+    os.close(deep)
+    try:
+        with pytest.raises(BlockedError, match="nested too deeply"):
+            relocation_step(source, other_disk).apply()
+        assert not source.is_symlink()
+    finally:
+        subprocess.run(["rm", "-r", source], check=True)  # shutil.rmtree cannot follow it either
 
 
 def test_root_inside_the_relocated_folder_is_rejected(source: Path) -> None:
