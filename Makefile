@@ -5,6 +5,7 @@ DEVICE ?= auto
 ROOT   ?=
 HOST   ?=
 SOAK   ?=
+ADOPT  ?=
 # Of test-gpu: a folder of wheels, the folder of the results, and the limit of time.
 WHEELS  ?=
 OUT     ?=
@@ -35,8 +36,8 @@ status:  ## check quickly that nothing has drifted
 verify:  ## hash every file, and run a denoising step
 	@$(provision) verify $(place)
 
-repair:  ## make the links again after a wipe of the home
-	@$(provision) repair $(place)
+repair:  ## make the links again after a wipe of the home (ADOPT=HOST:HOME takes over those of an earlier host)
+	@$(provision) repair $(place) $(if $(ADOPT),--adopt "$(ADOPT)")
 
 doctor:  ## report the provider, what the root's file system can do, and problems
 	@$(provision) doctor $(place)

@@ -108,7 +108,7 @@ def undo(
     def act() -> Exit:
         from provision.cli import output
         from provision.setup import undo as undo_runs
-        from provision.volume import marker, owner
+        from provision.volume import links, marker, owner
         from provision.volume.journal import Journal
         from provision.volume.journal_acts import RunUndone
 
@@ -121,7 +121,8 @@ def undo(
         own = owner.current(plan.home)
         chosen = [undo_runs.choose(plan.root, run, own)]
         journal = Journal(plan.root.journal, "undo")
-        if chosen[0].header.owner != own and not _may_undo_of_another(plan, chosen[0], yes, dry_run, output_flags.json):
+        is_own = chosen[0].header.owner in links.own_owners(plan.root, own)
+        if not is_own and not _may_undo_of_another(plan, chosen[0], yes, dry_run, output_flags.json):
             return Exit.BLOCKED
 
         def build(progress: Progress) -> list[Step]:

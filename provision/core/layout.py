@@ -69,8 +69,13 @@ class Root:
 
     @property
     def variables(self) -> Path:
-        """Return the shell file that sets environment variables for the tools whose folders cannot become links."""
-        return self.state / "variables.sh"
+        """Return the folder of the variables for tools whose folders cannot become links, with files for each home."""
+        return self.state / "variables"
+
+    @property
+    def old_variables(self) -> Path:
+        """Return the record of variables that an older version has written for all homes."""
+        return self.state / "variables.json"
 
     @property
     def stand_ins(self) -> Path:
@@ -166,6 +171,17 @@ def linked_root(link: Path) -> Root | None:
         if target == root.hub and not target.exists():
             return root
     return None
+
+
+def root_by_hand(path: Path, home: Path) -> Root | None:
+    """Return the root to which a link leads that the user has made from a cache, or from a folder above it, or None.
+
+    The link counts only if it leads below a folder with a marker.
+    """
+    if not any(step.is_symlink() for step in (path, *path.parents) if step != home and step.is_relative_to(home)):
+        return None
+    real = Path(os.path.realpath(path))
+    return next((root for root in map(Root, real.parents) if root.marker.is_file()), None)
 
 
 def default_root() -> Path:

@@ -316,6 +316,8 @@ class Lease:
                 self.renew()
 
     def _lost(self, reason: str = "") -> LostLockError:
+        if not self.path.parent.is_dir():
+            reason = reason or f"{self.path.parent} does not exist any more, as on a volume that was unmounted"
         own_token = self._holder.token if self._holder else None
         with contextlib.suppress(OSError):
             records = [record for record in self._read_claims().values() if _token(record) != own_token]

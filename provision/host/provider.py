@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,7 +118,9 @@ def _choose(
     """Return the root as `choose` does, without `has_own_hub`."""
     matches = [match for match in candidates if match.root is not None]
     match = matches[0] if len(matches) == 1 else None
-    linked = next(filter(None, map(layout.linked_root, tool_caches.link_paths(environ, home))), None)
+    paths = tool_caches.link_paths(environ, home)
+    by_hand = (layout.root_by_hand(path, home) for path in paths)
+    linked = next(filter(None, itertools.chain(map(layout.linked_root, paths), by_hand)), None)
     if flag or host.root:
         root = layout.Root(Path(flag or host.root or "").expanduser().absolute())
         reason = "--root" if flag else "root in host.toml"

@@ -13,6 +13,7 @@ from provision.core.shell import fish_quoted, powershell_quoted, shell_quoted
 from provision.core.step import Check, State
 from provision.fs.atomic import write_atomic
 from provision.volume.changes import keep_backup, make_folders
+from provision.volume.variables import shell_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ _OURS = b"# The file was made for this block."
 class LoginStep:
     """Adds the login block to the start file of the user's shell, or removes it from all start files.
 
-    If the volume is mounted, the block runs relink.sh and reads variables.sh.
+    If the volume is mounted, the block runs relink.sh and reads the variables of this home.
     """
 
     name = "login"
@@ -136,7 +137,7 @@ def start_files(environ: Mapping[str, str], home: Path) -> dict[str, Path]:
 
 def _posix(root: Root) -> list[bytes]:
     own = _test_of_owner(root)
-    state, relink, variables = (shell_quoted(str(path)) for path in (root.state, root.relink, root.variables))
+    state, relink, variables = (shell_quoted(str(path)) for path in (root.state, root.relink, shell_file(root)))
     return [
         b"if [ %s %s ] && [ %s %s ]; then sh %s -q; fi" % (own, state, own, relink, relink),
         b"if [ %s %s ] && [ %s %s ]; then . %s; fi" % (own, state, own, variables, variables),
@@ -145,7 +146,7 @@ def _posix(root: Root) -> list[bytes]:
 
 def _fish(root: Root) -> list[bytes]:
     own = _test_of_owner(root)
-    state, relink, variables = (fish_quoted(str(path)) for path in (root.state, root.relink, root.variables))
+    state, relink, variables = (fish_quoted(str(path)) for path in (root.state, root.relink, shell_file(root)))
     return [
         b"test %s %s; and test %s %s; and sh %s -q" % (own, state, own, relink, relink),
         b"test %s %s; and test %s %s; and source %s" % (own, state, own, variables, variables),

@@ -287,7 +287,7 @@ class RelocateStep:
             return Check(State.BLOCKED, f"{place.source} cannot become a link: {obstacle}. Fix this, then run again.")
         note = f"{place.source} cannot become a link ({obstacle}); {place.variable}={place.target} is used instead"
         if variables.read(self.root).get(place.variable) == str(place.target):
-            return Check(State.OK, note, f"{note}. To set the variable in a shell: . {self.root.variables}")
+            return Check(State.OK, note, f"{note}. To set the variable in a shell: . {variables.shell_file(self.root)}")
         return Check(State.DRIFTED, note)
 
     def _set_variable(self, place: RelocatedFolder, can: Capabilities) -> None:

@@ -45,7 +45,7 @@ def require_present(plan: HostPlan, entry: Relocated, *, is_target_named: bool =
     inside = os.path.relpath(folder.target, root.path).replace(os.sep, "/")
     owners = {row.owner for row in links.read(root).rows if row.target == inside}
     others = sorted(str(owner) for owner in owners if owner is not None)
-    if others and not owners & {None, current(plan.home)}:
+    if others and not owners & {None, *links.own_owners(root, current(plan.home))}:
         raise SpecError(
             f"{folder.source} does not exist, and {folder.target} was relocated by {others[0]}. To use that folder "
             f"here too, name its path: provision relocate {shlex.quote(str(folder.source))} --to {shlex.quote(inside)}"

@@ -14,7 +14,7 @@ from provision.relocation.undo_merge import UndoMergeStep
 from provision.relocation.undo_move import MoveHistory, UndoMove
 from provision.setup.undo_look_ahead import UndoLookAhead
 from provision.setup.undo_steps import UndoFile, UndoFolder, UndoHomeRecord, UndoLink, UndoLinkTexts, UndoVariable
-from provision.volume import home_record, link_uses
+from provision.volume import home_record, link_uses, links
 from provision.volume import journal_acts as acts
 from provision.volume.journal_paths import PathMap
 from provision.volume.owner import current
@@ -100,7 +100,8 @@ def choose(root: Root, name: str | None, owner: Owner) -> JournaledRun:
         return named[0]
     # A power loss may leave an empty journal. Its run has changed nothing, since each act is synced before its change.
     not_undone = [run for run in all_runs if run.acts and not run.undone]
-    own = [run for run in not_undone if run.header.owner == owner]
+    owners = links.own_owners(root, owner)
+    own = [run for run in not_undone if run.header.owner in owners]
     if not own:
         listing = f"{layout.program()} undo --list"
         others = f" {len(not_undone)} runs of other hosts or homes are not undone: `{listing}`" if not_undone else ""
@@ -113,7 +114,8 @@ class _Undo:
     """Hold the values that the steps of one undo share.
 
     The acts of `run` have present paths; `paths` maps these to the paths at the time of the run. `uses` are the links
-    of all owners into the root. `undo_acts` are the acts of this owner's undos since the run.
+    of all owners into the root. `undo_acts` are the acts of this owner's undos since the run. `own` has this
+    home's owner, those that it has adopted, and the owner of the run.
     """
 
     run: JournaledRun
@@ -124,13 +126,19 @@ class _Undo:
     paths: PathMap
     uses: Sequence[LinkUse]
     undo_acts: Sequence[ReadAct]
+    own: frozenset[Owner]
 
     def others(self, folder: Path) -> list[LinkUse]:
-        """Return the links that lead to a folder on the volume and belong neither to this owner nor to the run's."""
-        own = {owner for owner in (current(self.home), self.run.header.owner) if owner}
+        """Return the links of other owners that lead to a folder on the volume; those in `own` are none of them."""
         if not folder.is_relative_to(self.root.path):
             return []
-        return link_uses.of_others(self.uses, folder, own, _link_paths(self.run.acts))
+        return link_uses.of_others(self.uses, folder, self.own, _link_paths(self.run.acts))
+
+    @property
+    def variables_owner(self) -> Owner:
+        """Return the owner whose variables the run has set; this home has taken over those of an adopted owner."""
+        mine, owner = current(self.home), self.run.header.owner
+        return mine if owner is None or owner in links.own_owners(self.root, mine) else owner
 
 
 def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress: Progress = no_progress) -> list[Step]:
@@ -186,7 +194,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                 built += _undo_folder(undo, act.path)
             case acts.VariableChange() if once(f"variable {act.name}"):
                 values = [act.value, undo.paths.earlier_text(act.value)]
-                built.append(UndoVariable(root, act.name, values, act.was, journal))
+                built.append(UndoVariable(root, act.name, values, act.was, journal, undo.variables_owner))
     moves = [step for step in built if isinstance(step, UndoMove | UndoMergeStep)]
     # The relative text of a link is right only at the folder's old path, so it is restored after all moves.
     built += [UndoLinkTexts(act, journal) for act in reversed(undo.run.acts) if isinstance(act, acts.LinkTexts)]
@@ -208,17 +216,17 @@ def _prepared(run: JournaledRun, root: Root, home: Path, journal: Journal, progr
     if run.header.home and Path(run.header.home) != home:
         paths = PathMap((*paths.pairs, (Path(run.header.home), home)))
     last = max((entry.at for entry in file.entries), default=0.0)
-    own = {current(home), run.header.owner}
+    own = links.own_owners(root, current(home)) | ({run.header.owner} if run.header.owner else set())
     undo_acts = [
         link_uses.path_map(other, root, before).act(entry.act)
         for other in journals.values()
-        if other.header.command == "undo" and other.header.owner in own
+        if other.header.command == "undo" and other.header.owner in {*own, run.header.owner}
         for entry in other.entries
         if entry.at >= last
     ]
     present = replace(run, acts=tuple(map(paths.act, run.acts)))
     uses = link_uses.link_uses(root, home, {name: other for name, other in journals.items() if name != run.name})
-    return _Undo(present, root, home, journal, progress, paths, uses, undo_acts)
+    return _Undo(present, root, home, journal, progress, paths, uses, undo_acts, own)
 
 
 def _file_changes(run: JournaledRun, path: Path) -> list[acts.FileChange]:
@@ -298,8 +306,9 @@ def _undo_move(undo: _Undo, pair: MovePair, *, is_filled: bool = False) -> UndoM
 
 
 def runs_with_backups(root: Root, owner: Owner) -> list[JournaledRun]:
-    """Return the runs of an owner, and those of an unknown owner, whose backups still exist."""
-    return [run for run in runs(root) if run.backup.exists() and run.header.owner in {owner, None}]
+    """Return the runs of an owner, and of an unknown one, whose backups still exist."""
+    owners = {*links.own_owners(root, owner), None}
+    return [run for run in runs(root) if run.backup.exists() and run.header.owner in owners]
 
 
 def delete_backups(with_backups: Sequence[JournaledRun]) -> Iterator[Path]:

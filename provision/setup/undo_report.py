@@ -9,7 +9,7 @@ from provision.fs import tree
 from provision.fs.open_dir import OpenDir
 from provision.relocation.undo_merge import UndoMergeStep
 from provision.relocation.undo_move import UndoMove
-from provision.volume import link_uses
+from provision.volume import link_uses, links
 from provision.volume.owner import current
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def losses(run: JournaledRun, steps: Sequence[Step], root: Root, home: Path) -> 
         home: the home folder to which the folders would move.
     """
     own = current(home)
+    adopted = links.own_owners(root, own)
     owner = run.header.owner or f"{run.header.host or 'an unknown host'}, with an unknown home"
     lines = [f"run {run.name} ({run.header.command or '?'}) was made by {owner}; this is {own}."]
     if run.header.home and run.header.home != str(home):
@@ -40,7 +41,7 @@ def losses(run: JournaledRun, steps: Sequence[Step], root: Root, home: Path) -> 
     departures = [step for step in moves if step.check().state is State.DRIFTED]
     for step in departures:
         lines.append(f"leaves the volume: {step.pair.target}, {_size(step)}; it goes to {step.pair.source}")
-        dangling = (use for use in uses if use.owner != own and use.target.is_relative_to(step.pair.target))
+        dangling = (use for use in uses if use.owner not in adopted and use.target.is_relative_to(step.pair.target))
         lines += [f"  then leads nowhere: {use} -> {use.target}" for use in sorted(dangling, key=str)]
     return lines if departures else [*lines, "nothing leaves the volume."]
 

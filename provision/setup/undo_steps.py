@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from provision.core.layout import Root
     from provision.volume.journal import Journal
     from provision.volume.link_uses import LinkUse
+    from provision.volume.owner import Owner
 
 
 class _UndoStep:
@@ -241,14 +242,17 @@ class UndoHomeRecord(_UndoStep):
 class UndoVariable(_UndoStep):
     """Restores the earlier value of an environment variable that is stored on the volume."""
 
-    def __init__(self, root: Root, name: str, values: Sequence[str | None], was: str | None, journal: Journal) -> None:
+    def __init__(
+        self, root: Root, name: str, values: Sequence[str | None], was: str | None, journal: Journal, owner: Owner
+    ) -> None:
         """Take the name of the variable, the value that the run set, and the value before the run (None: not set).
 
-        `values` has the run's value twice: with the present path of the volume, and with its path during the run.
+        `owner` is the host and home whose variables are restored. `values` has the run's value twice: with the present
+        path of the volume, and with its path during the run.
         """
         super().__init__(journal)
         self.name = f"variable {name}"
-        self.root, self.variable = root, name
+        self.root, self.variable, self.owner = root, name, owner
         self.values, self.was = tuple(dict.fromkeys(values)), was
 
     def describe(self) -> str:
@@ -257,17 +261,17 @@ class UndoVariable(_UndoStep):
 
     def check(self, *, deep: bool = False) -> Check:  # noqa: ARG002 (a variable has no deeper check)
         """Compare the variable's present value with the value that the run set, and with the value before the run."""
-        now = variables.read(self.root).get(self.variable)
+        now = variables.read(self.root, self.owner).get(self.variable)
         if now == self.was:
             return Check(State.OK, f"{self.variable} is as before the run")
         if now in self.values:
             return Check(State.DRIFTED, f"{self.variable}={now}")
-        return Check(
-            State.BLOCKED, f"{self.variable}={now} was set after the run. Look at the file: cat {self.root.variables}"
-        )
+        file = variables.shell_file(self.root, self.owner)
+        return Check(State.BLOCKED, f"{self.variable}={now} was set after the run. Look at the file: cat {file}")
 
     def apply(self) -> None:
         """Set the value that the variable had before the run, or remove the variable."""
-        others = {name: value for name, value in variables.read(self.root).items() if name != self.variable}
+        present = variables.read(self.root, self.owner)
+        others = {name: value for name, value in present.items() if name != self.variable}
         self.journal.record(acts.VariableRestore(self.variable))
-        variables.write(self.root, others | ({self.variable: self.was} if self.was else {}))
+        variables.write(self.root, others | ({self.variable: self.was} if self.was else {}), self.owner)

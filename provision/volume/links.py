@@ -139,6 +139,15 @@ def recorded(root: Root, owner: Owner) -> list[Link]:
     return sorted(row.link(root, Path(owner.home)) for row in read(root).of(owner))
 
 
+def own_owners(root: Root, owner: Owner) -> frozenset[Owner]:
+    """Return an owner and those that it has adopted.
+
+    Raises:
+        BlockedError: the record cannot be read.
+    """
+    return frozenset({owner, *(old for old, new in read(root).adopted if new == owner)})
+
+
 def of_unknown_owner(root: Root, home: Path) -> list[Link]:
     """Return the recorded links of an unknown owner, sorted; `home` replaces ~ in their paths.
 

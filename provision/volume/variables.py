@@ -1,26 +1,33 @@
 """Stores environment variables on the volume, and sets them for child processes, shells and environments.
 
-A variable is stored if neither a symbolic link nor a settings file can have the same effect.
+A variable is stored if neither a symbolic link nor a settings file can have the same effect. Each home on the
+volume has its own variables.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.shell import fish_quoted, powershell_quoted, shell_quoted
 from provision.fs.atomic import write_atomic
 from provision.volume.journal_acts import VariableChange
+from provision.volume.owner import current
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from provision.core.layout import Root
     from provision.volume.journal import Journal
+    from provision.volume.owner import Owner
 
-SCHEMA = 1
+# Schema 1 is one record for all homes, without an owner. A home reads it until it writes a record of its own.
+SCHEMA = 2
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 
@@ -47,35 +54,51 @@ class VariableGroup:
         return [name for name in self.names if name in values] if self.first in values else []
 
 
-def read(root: Root) -> dict[str, str]:
-    """Return {variable: value} as stored on the volume; a missing or damaged file counts as empty."""
+def shell_file(root: Root, owner: Owner | None = None) -> Path:
+    """Return the file with the variables of an owner, which a shell reads with `source`; default: this home's."""
+    owner = owner or current(Path.home())
+    host = re.sub(r"[^A-Za-z0-9.-]", "-", owner.host)
+    return (
+        root.variables / f"{host}-{hashlib.sha256(str(owner).encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.sh"
+    )
+
+
+def read(root: Root, owner: Owner | None = None) -> dict[str, str]:
+    """Return {variable: value} of an owner; default: of this home.
+
+    An owner without a record has the values of the record without an owner, which an older version has written. An
+    unreadable record counts as empty; the next write replaces it.
+    """
+    record = shell_file(root, owner).with_suffix(".json")
     try:
-        content = json.loads(root.variables.with_suffix(".json").read_text(encoding="utf-8"))
+        content = json.loads((record if record.exists() else root.old_variables).read_text(encoding="utf-8"))
         return {str(name): str(value) for name, value in content["variables"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def set_value(root: Root, name: str, value: str | None, journal: Journal) -> None:
-    """Store a variable on the volume, or remove it if `value` is None, and record the change in the journal."""
+    """Store a variable of this home, or remove it if `value` is None, and record the change in the journal."""
     earlier = read(root)
     journal.record(VariableChange(name, value, earlier.get(name)))
     others = {key: text for key, text in earlier.items() if key != name}
     write(root, others | ({} if value is None else {name: value}))
 
 
-def write(root: Root, values: dict[str, str]) -> None:
-    """Replace all stored variables: write variables.json, and variables.sh, which a shell reads with `source FILE`."""
-    write_atomic(
-        root.variables.with_suffix(".json"), json.dumps({"schema": SCHEMA, "variables": values}, indent=1) + "\n"
-    )
+def write(root: Root, values: dict[str, str], owner: Owner | None = None) -> None:
+    """Replace the variables of an owner: its JSON record, and the file that a shell reads with `source FILE`."""
+    owner = owner or current(Path.home())
+    file = shell_file(root, owner)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"schema": SCHEMA, "host": owner.host, "home": owner.home, "variables": values}
+    write_atomic(file.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
     # sh, bash, zsh and fish all understand `export NAME=VALUE`.
     text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
-    write_atomic(root.variables, text)
+    write_atomic(file, text)
 
 
 def for_child(root: Root, environ: Mapping[str, str], groups: Iterable[VariableGroup]) -> dict[str, str]:
-    """Return the stored variables to add to the environment variables `environ` of a process, sorted by name.
+    """Return this home's stored variables to add to the environment variables `environ` of a process, sorted by name.
 
     A group of `groups` is left out if `environ` has another value for the group's first variable.
     """

@@ -256,6 +256,14 @@ class TestLostLease:
         assert len(after) == len(before)
         lease.release()
 
+    def test_holder_whose_volume_is_gone_names_that(self, tmp_path: Path) -> None:
+        (tmp_path / "state").mkdir()
+        lease = Lease(tmp_path / "state/lock")
+        assert lease.take()
+        (tmp_path / "state").rename(tmp_path / "unmounted")
+        with pytest.raises(LostLockError, match="does not exist any more, as on a volume that was unmounted"):
+            lease.require()
+
     def test_holder_that_renews_late_gets_a_lost_lock_error_if_another_process_took_over(self, tmp_path: Path) -> None:
         clock, lock = Clock(), tmp_path / "lock"
         lease = Lease(lock, clock)

@@ -313,3 +313,19 @@ def test_volume_of_a_provider_is_trusted(hosts: Path, home: Path) -> None:
     assert provider.trust_reason(chosen, host_config.HostSpec(), {}) == "one person rents a host of here"
     other = provider.choose(str(home / "root"), host_config.HostSpec(), hosts, {"HERE": "1"}, home)
     assert provider.trust_reason(other, host_config.HostSpec(), {}) is None
+
+
+@pytest.mark.parametrize("linked", [".cache", ".cache/huggingface", ".cache/huggingface/hub", ".cache/pip"])
+def test_root_is_found_behind_a_link_made_by_hand(hosts: Path, home: Path, tmp_path: Path, linked: str) -> None:
+    root = layout.Root(tmp_path / "volume")
+    folder = root.path / "by hand"
+    folder.mkdir(parents=True)
+    (home / linked).parent.mkdir(parents=True, exist_ok=True)
+    (home / linked).symlink_to(folder)
+    chosen = provider.choose(None, host_config.HostSpec(), hosts, {}, home)
+    assert chosen.root != root, "a folder without a marker is no root"
+    root.state.mkdir()
+    root.marker.write_text("{}")
+    chosen = provider.choose(None, host_config.HostSpec(), hosts, {}, home)
+    assert chosen.root == root
+    assert chosen.reason == "the links of this home lead to it"

@@ -362,7 +362,7 @@ def test_folder_that_is_a_mount_point_is_relocated_by_an_environment_variable(so
         assert (target(step) / "model").read_text() == "weights"
         assert variables.read(step.root) == {"HF_HUB_CACHE": str(target(step))}
         for shell in ("sh", "bash"):
-            script = f". '{step.root.variables}'; printf %s \"$HF_HUB_CACHE\""
+            script = f". '{variables.shell_file(step.root)}'; printf %s \"$HF_HUB_CACHE\""
             assert subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True).stdout == str(
                 target(step)
             )

@@ -399,3 +399,28 @@ def test_undo_under_one_real_host_name_keeps_the_folders_of_the_other_host(tmp_p
     refused = on("hosta", "undo", json.loads(on("hosta", "undo", "--list", "--json").stdout)["runs"][-1]["run"])
     assert refused.returncode == 4
     assert f"was made by hostb:{home}" in refused.stderr
+
+
+def test_run_of_an_adopted_host_is_this_homes_own(hosts: Hosts) -> None:
+    """The host comes back under another name with its home. Its earlier run is undone without --yes, to its path."""
+    path = hosts.relocated("old", "work", "mine", "work")
+    home = hosts.home("old")
+    refused = hosts.run("new", "undo", home=home)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    hosts.good("new", "repair", "--adopt", f"old:{home}", home=home)
+    hosts.good("new", "undo", home=home)  # the repair itself may have made a run
+    if path.is_symlink():
+        hosts.good("new", "undo", home=home)
+    assert not path.is_symlink()
+    assert (path / "of old").read_text() == "mine"
+    assert not (hosts.volume / "work").exists(), "the links of the adopted name are no links of another home"
+
+
+def test_run_of_an_adopted_host_is_undone_by_name_without_yes(hosts: Hosts) -> None:
+    path = hosts.relocated("old", "work", "mine", "work")
+    home = hosts.home("old")
+    (name,) = [run["run"] for run in hosts.runs()]
+    hosts.good("new", "repair", "--adopt", f"old:{home}", home=home)
+    hosts.good("new", "undo", name, home=home)
+    assert not path.is_symlink()
+    assert not (hosts.volume / "work").exists()

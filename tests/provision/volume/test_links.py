@@ -16,7 +16,7 @@ from provision.core.errors import BlockedError
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.relocation.login_step import BEGIN, END, LoginStep
-from provision.volume import links, relink_script
+from provision.volume import links, relink_script, variables
 from provision.volume import relink as relink_files
 from provision.volume.journal import Journal
 from provision.volume.links import Link, LinkFile
@@ -149,7 +149,7 @@ def test_login_makes_the_links_and_works_without_the_volume(root: Root, home: Pa
     assert step.check().state is State.DRIFTED
     step.apply()
     assert step.check().state is State.OK
-    root.variables.write_text("export FIRST='a light'\n")
+    variables.write(root, {"FIRST": "a light"}, current(home))
     environ = {"HOME": str(home), "PATH": os.environ["PATH"]}
     show = 'printf "<%s>" "$FIRST"'
     done = subprocess.run([shell, "-i", "-c", show], env=environ, capture_output=True, text=True, check=False)
