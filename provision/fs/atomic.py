@@ -28,6 +28,9 @@ def write_atomic(
         like: the status of an existing file; the new file gets its mode and owner. Default: the mode by the umask, and
             this user.
         private: make the file readable for this user only, from its creation on.
+
+    Raises:
+        OSError: a system call failed; the error names the file, which has its old bytes.
     """
     durable.make_folders(path.parent)
     part, descriptor = _new_part(path, 0o600 if private or like is not None else 0o666)
@@ -42,6 +45,10 @@ def write_atomic(
             durable.sync_descriptor(file.fileno())  # after the changes of mode and owner, so that it covers them
         part.replace(path)
         durable.sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:  # a write to an open file, on a full disk
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ of `provision` runs in a forked child of this process, which has imported all mo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 # Python's audit events for the calls that change a file system (docs.python.org/3/library/audit_events.html).
 _CHANGES = {f"os.{act}" for act in ("rename", "mkdir", "remove", "rmdir", "symlink", "link", "truncate", "utime")}
 _WRITING = os.O_WRONLY | os.O_RDWR
+_SMALL_HOME = 8 << 20  # bytes; a larger file system is never filled
+_PAGES_FREE = 4  # a user who has fewer writes nothing
 
 
 class Agent:
@@ -42,6 +45,25 @@ class Agent:
         socket.sethostname(given["name"])
         self.is_mounted = False
         self.held: list[int] = []
+
+    def rename(self, name: str) -> None:
+        """Give the host another name, as a host has that is rented again."""
+        socket.sethostname(name)
+        setattr(platform, "_uname_cache", None)  # noqa: B010 (a new process, which a command is, has no cache)
+
+    def fill(self) -> dict[str, Any]:
+        """Fill the file system of the home, if it is a small one."""
+        space = os.statvfs(self.home)
+        if space.f_blocks * space.f_frsize > _SMALL_HOME:
+            return {"done": False}
+        with contextlib.suppress(OSError), (self.home / "filler").open("ab") as file:
+            while True:
+                os.write(file.fileno(), bytes(4096))
+        return {"done": True}
+
+    def free(self) -> None:
+        """Delete what `fill` has written."""
+        (self.home / "filler").unlink(missing_ok=True)
 
     def mount(self) -> None:
         """Mount the volume unless it is mounted already."""
@@ -66,6 +88,8 @@ class Agent:
         if any(os.path.lexists(parent) and not parent.is_dir() for parent in parents) or file.is_dir():
             return {"done": False}
         earlier = file.read_text(errors="replace") if file.exists() else None
+        if os.statvfs(next(parent for parent in file.parents if parent.is_dir())).f_bavail < _PAGES_FREE:
+            return {"done": False}  # the disk is full
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         return {"done": True, "earlier": earlier, "real": os.path.realpath(file)}
@@ -110,13 +134,15 @@ class Agent:
         real_parent = os.path.realpath(place.parent)
         if real_parent.startswith(str(self.volume)):
             return {"done": False}  # the parent folder is on the volume already
+        earlier = None
         for name, text in seed.items():
             file = Path(target, name)
+            earlier = file.read_text(errors="replace") if file.is_file() else earlier
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(target)
-        return {"done": True}
+        return {"done": True, "earlier": earlier}
 
     def wipe(self) -> None:
         """Delete the content of the home, as a rental service does between sessions; links are not followed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests import limited_fs
 from tests.provision import hub_server
 
 if TYPE_CHECKING:
@@ -34,12 +36,24 @@ Tree = dict[str, tuple[str, int, str]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe the paths of the homes and of the volume's mount points, for host A and host B, below `base`."""
+    """Describe how two hosts see the volume: the paths of their homes and of their mount points below `base`.
+
+    `small`: the homes lie on small file systems of their own, which can be full. `volume` names the file system of the
+    volume: "disk", or one of LIMITED.
+    """
 
     homes: tuple[str, str] = ("home", "home")
     mounts: tuple[str, str] = ("volume", "volume")
+    small: bool = False
+    volume: str = "disk"
 
 
+# The features that the volume lacks, as a network share and an object store lack them.
+LIMITED = {
+    "share": ("seconds", "fixed-modes", "owner", "no-xattr", "no-flock"),
+    "store": ("no-hardlink", "no-exchange", "100ns", "no-fsync"),
+}
+_SMALL = "size=1m,nr_inodes=4k"
 SAME = Layout()
 OTHER_MOUNT = Layout(mounts=("volume", "data"))
 OTHER_HOME = Layout(homes=("home", "home-b"))
@@ -133,19 +147,36 @@ class Reading:
 
 @dataclass
 class SharedVolume:
-    """Holds a volume, whose content is in `base`/disk, and its two hosts; `clear` empties all disks for a new round."""
+    """Holds a volume and its two hosts; `clear` empties all disks for the next round."""
 
     base: Path
     hub: Server
-    agents: dict[tuple[str, str, str], Host] = field(default_factory=dict)
+    layout: Layout = SAME
+    mounts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    agents: dict[tuple[str, ...], Host] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
 
     @property
     def disk(self) -> Path:
-        return self.base / "disk"
+        """Return the folder that holds the bytes of the volume."""
+        return self.base / ("disk" if self.layout.volume == "disk" else f"{self.layout.volume}-backing")
+
+    def _home(self, name: str) -> Path:
+        """Return the folder that holds the bytes of a home."""
+        return self.base / name / ("small" if self.layout.small else "home")
 
     def lay(self) -> None:
-        """Make the mount points and the envs folder, which stay the same in all rounds."""
+        """Make the mount points and the envs folder, which all rounds share, and mount what the hosts inherit."""
+        for name, limits in LIMITED.items():
+            backing, point = self.base / f"{name}-backing", self.base / name
+            backing.mkdir()
+            point.mkdir()
+            self.mounts.enter_context(limited_fs.mounted(backing, point, *limits))
+        for name in HOSTS:
+            small = self.base / name / "small"
+            small.mkdir(parents=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", _SMALL, "small", small], check=True)
+            self.mounts.callback(_unmount, small)
         for name in ("home", "home-b", "volume", "data", "disk", "envs/hosts", "envs/alpha", "envs/beta"):
             (self.base / name).mkdir(parents=True)
         envs = self.base / "envs"
@@ -164,21 +195,23 @@ class SharedVolume:
             definitions: {host: text of its host.toml, without the line `root`}.
         """
         for name in HOSTS:
-            for part in ("home", "below", "nvme", "tmp"):
+            for part in ("home", "small", "below", "nvme", "tmp"):
                 folder = self.base / name / part
                 folder.mkdir(parents=True, exist_ok=True)
                 _empty(folder)
+        self.layout = layout
         _empty(self.disk)
         for number, name in enumerate(HOSTS):
             host = self._agent(name, layout.homes[number], layout.mounts[number])
             host.definition.write_text(f'root = "{host.volume}"\n{definitions[name]}')
             host.ask("release")
+            host.ask("rename", name=f"host{name}")
             host.ask("mount")
             host.mounted = True
             self.hosts[name] = host
 
     def _agent(self, name: str, home: str, volume: str) -> Host:
-        key = (name, home, volume)
+        key = (name, home, volume, f"{self.layout.small} {self.layout.volume}")
         if key not in self.agents:
             own = self.base / name
             environ = {
@@ -194,7 +227,8 @@ class SharedVolume:
                 argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ, cwd=self.base
             )
             host = Host(name, self.base, self.base / home, self.base / volume, process)
-            given = {"home": host.home, "volume": host.volume, "disk": self.disk, "home_content": own / "home"}
+            given = {"home": host.home, "volume": host.volume, "home_content": self._home(name)}
+            given["disk"] = self.base / self.layout.volume
             given |= {"below": own / "below", "name": Path(f"host{name}")}
             assert process.stdin is not None
             process.stdin.write(json.dumps({key: str(path) for key, path in given.items()}) + "\n")
@@ -204,9 +238,10 @@ class SharedVolume:
         return self.agents[key]
 
     def read(self) -> Reading:
-        """Return the content of the volume and of both hosts' own disks."""
-        names = ["disk", *(f"{host}/{part}" for host in HOSTS for part in ("home", "below", "nvme"))]
-        return Reading({name: tree(self.base / name) for name in names})
+        """Read every disk of both hosts, and the volume."""
+        trees = {f"{host}/{part}": tree(self.base / host / part) for host in HOSTS for part in ("below", "nvme")}
+        homes = {f"{host}/home": tree(self._home(host)) for host in HOSTS}
+        return Reading({"disk": tree(self.disk), **trees, **homes})
 
     def close(self) -> None:
         """End the agents of all hosts; their namespaces and mounts end at the same time."""
@@ -216,6 +251,7 @@ class SharedVolume:
             host.process.stdin.close()
             host.process.wait()
             host.process.stdout.close()
+        self.mounts.close()
 
 
 def tree(top: Path) -> Tree:
@@ -266,6 +302,10 @@ def difference(before: Tree, after: Tree) -> str:
         if before[path] != after[path]
     ]
     return "\n".join(lines[:12])
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def _empty(folder: Path) -> None:

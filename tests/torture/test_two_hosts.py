@@ -12,8 +12,9 @@ import pytest
 from tests.provision import hub_server
 from tests.provision.http_server import Server
 from tests.torture import shared_volume, two_hosts_history
+from tests.torture.command_answer import Figures
 from tests.torture.shared_volume import MODELS, SAME, SharedVolume
-from tests.torture.two_hosts import Figures, Round
+from tests.torture.two_hosts import Round
 from tests.torture.two_hosts_history import History, Operation
 from tests.torture.whose_bytes import violations
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from provision.config.models import cache_folder
 from tests.provision import hub_server
+from tests.torture.command_answer import Answer
 from tests.torture.shared_volume import HOSTS, MODELS
 from tests.torture.two_hosts_history import CACHES, MISSING, PRIVATE, Operation
 from tests.torture.whose_bytes import Model, Violation, changed_at_all, changed_for_other, violations
@@ -17,6 +16,7 @@ from tests.torture.whose_bytes import Model, Violation, changed_at_all, changed_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.torture.command_answer import Figures
     from tests.torture.shared_volume import Host, Reading, SharedVolume, Survey
     from tests.torture.two_hosts_history import History
 
@@ -24,49 +24,8 @@ _GOOD, _CHANGES, _BLOCKED = 0, 3, 4
 # The starts of step names that a dry run need not announce: they follow from other steps. "relink.sh" lists the links,
 # and "folder " removes a folder that another step leaves empty.
 _FOLLOWING = ("relink.sh", "folder ")
+_BY_USER = {"write", "delete", "link", "wipe", "unmount", "mount", "hold", "release", "fill", "free"}
 _DRY = ("relocate", "repair", "undo")
-
-
-@dataclass
-class Figures:
-    """Count the rounds, the commands, and what became of them."""
-
-    rounds: int = 0
-    commands: int = 0
-    killed: int = 0
-    together: int = 0  # how often commands of both hosts ran at the same time
-    exits: Counter[str] = field(default_factory=Counter)  # {"command exit-code": how often}
-    blocked_at_end: Counter[str] = field(default_factory=Counter)  # {"step: error" of the last setup: how often}
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Hold the result of one command of `provision`: its arguments, exit code and output."""
-
-    words: list[str]
-    code: int
-    result: dict[str, Any] | None  # the JSON object on stdout; None if stdout is not JSON
-    text: str  # stdout and stderr
-    killed: bool
-
-    @classmethod
-    def of(cls, words: list[str], answer: dict[str, Any]) -> Answer:
-        result = None
-        with contextlib.suppress(ValueError):
-            result = json.loads(answer["out"])
-        text = answer["out"] + answer["err"]
-        return cls(words, answer["code"], result, text, answer["killed"])
-
-    @property
-    def outcomes(self) -> dict[str, dict[str, Any]]:
-        return {row["step"]: row for row in (self.result or {}).get("outcomes", [])}
-
-    @property
-    def changed(self) -> set[str]:
-        return {name for name, row in self.outcomes.items() if row["changed"]}
-
-    def __str__(self) -> str:
-        return f"{' '.join(self.words)} -> exit {self.code}\n{self.text[-1500:]}"
 
 
 class Round:
@@ -91,8 +50,10 @@ class Round:
         host = self.volume.hosts[operation.host]
         if operation.beside is not None:
             yield from self._together(operation, operation.beside)
-        elif operation.act in {"write", "delete", "link", "wipe", "unmount", "mount", "hold", "release"}:
+        elif operation.act in _BY_USER:
             self._by_user(operation, host)
+        elif operation.act == "rename":
+            self._rename(host)
         elif operation.act == "script":
             yield from self._script(host)
         else:
@@ -130,7 +91,15 @@ class Round:
                 host.ask("hold", path=str(about[0]))
             case act:
                 host.ask(act)
-                host.mounted = act == "mount" or (act == "release" and host.mounted)
+                host.mounted = act == "mount" or (act != "unmount" and host.mounted)
+
+    def _rename(self, host: Host) -> None:
+        """Give the host another name, unless it has not adopted the records of an earlier name yet."""
+        user = self.model.users[host.name]
+        if not user.stranger:
+            user.names.append(f"host{host.name}-{len(user.names) + 1}")
+            user.stranger = True
+            host.ask("rename", name=user.names[-1])
 
     def _script(self, host: Host) -> Iterator[Violation]:
         before = self.volume.read()
@@ -151,8 +120,7 @@ class Round:
                 yield Violation("dry run changed", f"{dry}\n{lines}")
         answer = self._run(host, argv, operation.kill)
         after = self.volume.read()
-        if operation.act == "undo other --yes" and answer.code == _GOOD:
-            self.model.gave_away(_other(host.name), after)
+        self._note_owners(operation, host, answer, after)
         yield from changed_for_other(_other(host.name), before, after)
         if not host.mounted:
             below = f"{host.name}/below"
@@ -162,10 +130,17 @@ class Round:
             self.model.users[host.name].is_unsettled()
             return
         yield from self._judged(operation, host, answer, before, after)
-        if dry is not None:
+        if dry is not None and "no space left" not in answer.text:  # a dry run of repair does not count free space
             yield from _compared(dry, answer)
         if answer.code == _GOOD:
             yield from self._succeeded(host, answer, seen)
+
+    def _note_owners(self, operation: Operation, host: Host, answer: Answer, after: Reading) -> None:
+        """Update the model with what a command has given to another owner, or found to have none."""
+        if operation.act == "undo other --yes" and answer.code == _GOOD:
+            self.model.gave_away(_other(host.name), after)
+        if operation.act == "adopt" and answer.code in {_GOOD, 2}:  # 2: the earlier name has no links on record
+            self.model.users[host.name].stranger = False
 
     def _succeeded(self, host: Host, answer: Answer, seen: Survey) -> Iterator[Violation]:
         """Update the model after a command with exit code 0, and yield what contradicts that exit code."""
@@ -202,6 +177,12 @@ class Round:
             case ("pull" | "remove") as act, (number,):
                 yes = ["--yes"] if act == "remove" else []
                 words = ["models", act, list(MODELS)[int(number) % len(MODELS)], *yes, *place]
+            case "adopt", (number,):
+                names = self.model.users[host.name].names[-2:-1]
+                act = "setup" if int(number) % 2 else "repair"
+                words = [act, *place, "--adopt", f"{names[0]}:{host.home}"] if names else []
+            case "gc", _:
+                words = ["gc", "--yes", *definition]
             case act, _:
                 words = [act, *place]
         return words
@@ -219,7 +200,7 @@ class Round:
         return [
             name
             for name, lines in rows.items()
-            if lines and lines[0].get("host") == f"host{owner}" and lines[0].get("command") != "undo"
+            if lines and lines[0].get("host") in self.model.users[owner].names and lines[0].get("command") != "undo"
             if name not in undone
         ]
 
@@ -243,13 +224,20 @@ class Round:
             yield Violation("refused and changed", f"{answer}\n{lines}")
         if answer.words[0] == "undo" and answer.code == _BLOCKED and lines:
             yield Violation("refused and changed", f"{answer}\n{lines}")
+        if operation.act == "gc":
+            kept = {path.split("/")[2] for path in after.trees["disk"] if path.startswith(".firstlight/backup/")}
+            gone = {
+                path.split("/")[2] for path in before.trees["disk"] if path.startswith(".firstlight/backup/")
+            } - kept
+            if {self._host_of(run) for run in gone} - set(self.model.users[host.name].names):
+                yield Violation("backups of another host deleted", str(answer))
         if operation.act == "undo other" and (answer.code == _GOOD or lines):
             yield Violation("undo without --yes", f"{answer}\n{lines}")
         if operation.about == (MISSING,) and (answer.code == _GOOD or lines):
             yield Violation("missing folder relocated", f"{answer}\n{lines}")
         if answer.words[0] == "undo" and operation.act != "undo other --yes" and answer.code == _GOOD:
             taken = set(self._undone(after)) - set(self._undone(before))
-            if taken and f"host{host.name}" not in {self._host_of(name) for name in taken}:
+            if taken and not {self._host_of(name) for name in taken} & set(self.model.users[host.name].names):
                 yield Violation("undo of another host", f"{answer}\nundone: {taken}")
 
     def _undone(self, reading: Reading) -> list[str]:
@@ -271,9 +259,10 @@ class Round:
     def _settled(self, host: Host, answer: Answer, seen: Survey) -> Iterator[Violation]:
         """Update the model after a successful setup or repair; yield steps with work left, and links not restored."""
         user = self.model.users[host.name]
-        user.settled = True
+        words = " ".join(answer.words[1:]).partition(" --adopt ")[0]
+        user.settled |= not user.stranger  # the links of the earlier name come back only if they are adopted
         user.linked = user.linked or answer.words[0] == "setup"
-        status = self._run(host, ["status", *answer.words[1:]])
+        status = self._run(host, ["status", *words.split()])
         drifted = {
             name: row["detail"]
             for name, row in status.outcomes.items()
@@ -282,7 +271,7 @@ class Round:
         if drifted:
             yield Violation("exit 0 is not true", f"{answer}\nstatus: {drifted}")
         now = host.survey()
-        for path, target in list(user.due.items()):
+        for path, target in [] if user.stranger else list(user.due.items()):
             is_taken = any(
                 path == link or path.startswith(f"{link}/") or link.startswith(f"{path}/") for link in seen.links
             )
@@ -325,10 +314,9 @@ class Round:
             self._count(argv, answer)
             if answer.code not in {_GOOD, 2, _CHANGES, _BLOCKED} or "Traceback" in answer.text:
                 yield Violation("failed", str(answer))
-            if operation.act == "undo other --yes" and answer.code == _GOOD:
-                self.model.gave_away(_other(host.name), self.volume.read())
+            self._note_owners(operation, host, answer, self.volume.read())
             if answer.code == _GOOD and argv[0] in {"setup", "repair"}:
-                self.model.users[host.name].settled = True
+                self.model.users[host.name].settled |= not self.model.users[host.name].stranger
 
     def _ended(self) -> Iterator[Violation]:
         """Mount the volume on both hosts and run repair, setup, setup and status on each; yield the violations.
@@ -338,25 +326,28 @@ class Round:
         for host in self.volume.hosts.values():
             host.ask("release")
             host.ask("mount")
+            host.ask("free")
             host.mounted = True
         answers = {}
-        for act in ("repair", "setup", "setup", "status"):
-            for name, host in self.volume.hosts.items():
-                operation = Operation(name, act)
-                before, seen = self.volume.read(), host.survey()
-                argv = self._argv(operation, host)
-                answer = self._run(host, argv)
-                where = f"at the end, `{operation}`"
-                checks = [
-                    *self._judged(operation, host, answer, before, self.volume.read()),
-                    *changed_for_other(_other(name), before, self.volume.read()),
-                ]
-                if answer.code == _GOOD and act != "status":
-                    checks += self._settled(host, answer, seen)
-                checks += violations(self.model, self.volume, self.volume.read())
-                for violation in checks:
-                    yield Violation(violation.rule, f"{where}: {violation.detail}")
-                answers[name, act] = answer
+        strangers = [Operation(name, "adopt", (0,)) for name in HOSTS if self.model.users[name].stranger]
+        acts = [Operation(name, act) for act in ("repair", "setup", "setup", "status") for name in HOSTS]
+        for operation in [*strangers, *acts]:
+            name, act, host = operation.host, operation.act, self.volume.hosts[operation.host]
+            before, seen = self.volume.read(), host.survey()
+            argv = self._argv(operation, host)
+            answer = self._run(host, argv)
+            self._note_owners(operation, host, answer, self.volume.read())
+            where = f"at the end, `{operation}`"
+            checks = [
+                *self._judged(operation, host, answer, before, self.volume.read()),
+                *changed_for_other(_other(name), before, self.volume.read()),
+            ]
+            if answer.code == _GOOD and act != "status":
+                checks += self._settled(host, answer, seen)
+            checks += violations(self.model, self.volume, self.volume.read())
+            for violation in checks:
+                yield Violation(violation.rule, f"{where}: {violation.detail}")
+            answers[name, act] = answer
         for name in HOSTS:
             if answers[name, "setup"].code == _GOOD and answers[name, "status"].code != _GOOD:
                 yield Violation("drift in turns", f"host {name}: {answers[name, 'status']}")

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tests.torture.shared_volume import HOSTS, OTHER_HOME, OTHER_MOUNT, SAME, Layout
+from tests.torture.shared_volume import HOSTS, LIMITED, OTHER_HOME, OTHER_MOUNT, SAME, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,8 @@ _COMMANDS = {
     "undo other --yes": 1,
     "pull": 3,
     "remove": 1,
+    "adopt": 4,
+    "gc": 2,
 }
 # {kind of operation: its weight in the random choice}
 _EVENTS = {
@@ -50,6 +52,9 @@ _EVENTS = {
     "hold": 3,
     "release": 3,
     "script": 2,
+    "rename": 3,
+    "fill": 3,
+    "free": 3,
     "both": 3,
     "command": 30,
 }
@@ -99,6 +104,7 @@ class History:
 
     def __str__(self) -> str:
         lines = [f"seed {self.seed}, homes {self.layout.homes}, mount points {self.layout.mounts}"]
+        lines += [f"volume on {self.layout.volume}{', small homes' if self.layout.small else ''}"]
         lines += [f"host {name}: relocate {', '.join(self.relocated[name])}" for name in HOSTS]
         return "\n".join([*lines, *(f"  {number}. {act}" for number, act in enumerate(self.operations, start=1))])
 
@@ -107,6 +113,8 @@ def drawn(seed: int) -> History:
     """Return the random history of a seed; it is the same at every call."""
     chance = random.Random(seed)  # noqa: S311 (it draws a test's history, not a secret)
     layout = chance.choice([SAME, SAME, SAME, OTHER_MOUNT, OTHER_HOME])
+    volume = chance.choice(["disk", "disk", "disk", *LIMITED])
+    layout = replace(layout, small=chance.random() < 0.3, volume=volume)
     definitions, relocated = {}, {}
     for name, env in zip(HOSTS, ("alpha", "beta"), strict=True):
         caches = [cache for cache in CACHES if chance.random() < (0.8 if cache == "huggingface" else 0.4)]
@@ -145,7 +153,7 @@ def _command(chance: random.Random, host: str, *, may_die: bool) -> Operation:
     if act == "relocate":
         folders = [*PRIVATE, *PRIVATE, "pip", "torch"]
         about = (chance.choice(folders) if chance.random() < 0.95 else MISSING,)
-    elif act.startswith("undo ") or act in {"pull", "remove"}:
+    elif act.startswith("undo ") or act in {"pull", "remove", "adopt"}:
         about = (chance.randrange(100),)
     kill = chance.randint(1, 90) if may_die and chance.random() < 0.1 else None
     return Operation(host, act, about, kill)

@@ -43,6 +43,8 @@ class User:
         due: {path: target} of the adopted links that a wipe has removed and that repair must make again.
         settled: whether setup or repair has succeeded since the last wipe or kill.
         linked: whether setup has succeeded, without a wipe, kill or undo after it.
+        names: the names that the host has had, the present one last.
+        stranger: the host has another name, and has not adopted the records of the earlier one.
     """
 
     files: dict[str, str] = field(default_factory=dict)
@@ -52,6 +54,8 @@ class User:
     due: dict[str, str] = field(default_factory=dict)
     settled: bool = True
     linked: bool = False
+    names: list[str] = field(default_factory=list)
+    stranger: bool = False
 
     def is_unsettled(self) -> None:
         """Record that the links of the home may be missing."""
@@ -69,7 +73,7 @@ class User:
 class Model:
     """Hold both users, the contents that belong to no user any more, and the number of contents drawn so far."""
 
-    users: dict[str, User] = field(default_factory=lambda: {name: User() for name in HOSTS})
+    users: dict[str, User] = field(default_factory=lambda: {name: User(names=[f"host{name}"]) for name in HOSTS})
     released: set[str] = field(default_factory=set)
     versions: int = 0
 

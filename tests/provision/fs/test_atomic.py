@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -87,3 +89,21 @@ def test_temporary_file_is_deleted_after_a_failure(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="No space left"):
         write_atomic(tmp_path / "folder/file", "new")
     assert list((tmp_path / "folder").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of the size of a file")
+def test_failed_write_names_the_file_and_keeps_the_old_bytes(tmp_path: Path) -> None:
+    import resource
+
+    file = tmp_path / "records/record.json"
+    write_atomic(file, "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # Python ignores SIGXFSZ, so the write fails
+    try:
+        with pytest.raises(OSError, match=r"record\.json") as error:
+            write_atomic(file, "n" * 8192)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.errno == errno.EFBIG
+    assert [path.name for path in file.parent.iterdir()] == ["record.json"]
+    assert file.read_text() == "old"
