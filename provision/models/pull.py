@@ -5,14 +5,15 @@ Several pulls can run at the same time; each content is downloaded by one of the
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from provision.core import hashing
-from provision.core.errors import FirstlightError, from_os_error
+from provision.core import hashing, layout
+from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.fs import durable
 from provision.models import former_ids, hf_listing, local_copies, main_ref, snapshots, verify
 from provision.models.blob_lock import BlobLock
@@ -122,12 +123,12 @@ class Pull:
             DownloadError: no hub delivered a file; the received part is kept.
             WrongContentError: no hub delivered the right content of a file, and at least one sent wrong content.
             AccessError: a hub denied access to the repository.
-            BlockedError: the disk is full or cannot be written.
+            BlockedError: the disk is full or cannot be written, or a link to the hub cache leads nowhere.
             FirstlightError: a file was removed or changed meanwhile.
         """
         try:
             if plan.needed:
-                (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
+                self._make_blobs()
                 self._download_all(plan, progress)
                 self._store_listing(plan)
             note = main_ref.set_main(self.folder, self.spec.revision, self.pinned)
@@ -135,6 +136,25 @@ class Pull:
             self.notes += former_ids.make(self.root.hub_in_use, self.spec)
         except OSError as error:
             raise from_os_error(error, needed_bytes=plan.bytes_wanted if plan.needed else None) from error
+
+    def _make_blobs(self) -> None:
+        """Make the folder of the model's blobs.
+
+        Raises:
+            BlockedError: a link on its path leads nowhere, as the link of a hub cache whose volume is not mounted.
+            OSError: the folder cannot be made.
+        """
+        blobs = self.folder / "blobs"
+        try:
+            blobs.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            lost = next((path for path in (blobs, *blobs.parents) if path.is_symlink() and not path.exists()), None)
+            if lost is None:
+                raise
+            raise BlockedError(
+                f"{lost} is a link to {lost.readlink()}, which does not exist. Mount the volume and run "
+                f"`{layout.next_command('repair')}`, or remove the link: rm {shlex.quote(str(lost))}"
+            ) from None
 
     def _download_all(self, plan: PullPlan, progress: Progress) -> None:
         """Download the files of the plan in daemon threads.

@@ -28,8 +28,8 @@ def require_present(plan: HostPlan, entry: Relocated, *, is_target_named: bool =
         is_target_named: the user passed --to, so an existing folder of another owner on the volume is accepted.
 
     Raises:
-        SpecError: the folder does not exist, as after a typing error; or only another owner's folder exists at the
-            default target.
+        SpecError: the folder does not exist, as after a typing error; or the default target has the folder of another
+            owner.
     """
     root = plan.root
     if not isinstance(entry, Folder) or (not root.marker.is_file() and absence.sign(root, plan.home, [])):
@@ -40,13 +40,22 @@ def require_present(plan: HostPlan, entry: Relocated, *, is_target_named: bool =
         raise SpecError(
             f"{folder.source} does not exist, so it cannot be relocated. Name a folder that exists, or a cache: {names}"
         )
-    if os.path.lexists(folder.source) or is_target_named:
+    if is_target_named:
         return
     inside = os.path.relpath(folder.target, root.path).replace(os.sep, "/")
     owners = {row.owner for row in links.read(root).rows if row.target == inside}
     others = sorted(str(owner) for owner in owners if owner is not None)
-    if others and not owners & {None, *links.own_owners(root, current(plan.home))}:
+    if not others or owners & {None, *links.own_owners(root, current(plan.home))}:
+        return
+    source = shlex.quote(str(folder.source))
+    command = f"provision relocate {source} --to {shlex.quote(inside)}"
+    if not os.path.lexists(folder.source):
         raise SpecError(
             f"{folder.source} does not exist, and {folder.target} was relocated by {others[0]}. To use that folder "
-            f"here too, name its path: provision relocate {shlex.quote(str(folder.source))} --to {shlex.quote(inside)}"
+            f"here too, name its path: {command}"
         )
+    own = shlex.quote(f"{inside}-of-{current(plan.home).host}")
+    raise SpecError(
+        f"{folder.target} was relocated by {others[0]}. To keep {folder.source} apart from it, name another path: "
+        f"provision relocate {source} --to {own}; to merge both: {command}"
+    )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from provision.fs import capabilities
 from provision.fs.atomic import write_atomic
 from provision.volume.links import folder_on
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from provision.volume.links import Link
 
 SCHEMA = 1
+_NEEDED_BYTES, _NEEDED_INODES = 1 << 16, 8  # for the record, its temporary file and the folders above it
 
 
 @dataclass(frozen=True, order=True)
@@ -63,11 +65,14 @@ def used(home: Path, root: Root, volume: str | None = None) -> UsedRoot | None:
 
 
 def can_write(home: Path) -> bool:
-    """Return whether the record of a home can be written."""
+    """Return whether the record of a home can be written: neither a read-only home nor a full one has a record."""
     folder = record_file(home).parent
     while not os.path.lexists(folder):
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        return False
+    space, inodes = capabilities.free_space(folder)
+    return space >= _NEEDED_BYTES and (inodes is None or inodes >= _NEEDED_INODES)
 
 
 def add_root(home: Path, root: Root, volume: str) -> None:

@@ -282,3 +282,18 @@ def test_lock_files_are_writable_for_all_users(tmp_path: Path) -> None:
 class _Usage:
     def __init__(self, free: int) -> None:
         self.free = free
+
+
+def test_pull_into_a_hub_whose_link_leads_nowhere_is_blocked_and_names_the_link(
+    root: Root, serve: Any, tmp_path: Path
+) -> None:
+    root.hub.parent.mkdir(parents=True, exist_ok=True)
+    if root.hub.exists():
+        root.hub.rmdir()
+    work = pull_from(root, Hubs(root, {"HF_ENDPOINT": hub_server.start(serve, REPO, FILES).url}))
+    plan = work.plan()
+    hub = work.folder.parent
+    hub.parent.mkdir(parents=True, exist_ok=True)
+    hub.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(BlockedError, match=rf"{hub} is a link to {tmp_path}/unmounted, which does not exist"):
+        work.run(plan, lambda *_: None)
