@@ -278,6 +278,7 @@ class RelocateStep:
         obstacle = _obstacle(source)
         if obstacle is not None:
             return self._check_variable(place, obstacle)
+        preflight.require_unused([source])
         if target.is_dir() and any(target.iterdir()):
             return _check_merge(source, target)
         return Check(State.DRIFTED, f"{source} is a real folder, to be moved to {target}")
