@@ -74,7 +74,9 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def _joined(texts: Iterable[str]) -> str:
-    return ", ".join(texts)[:60] or "none"
+    # xdist cannot send a lone surrogate, and an environment variable cannot hold a NUL.
+    text = ", ".join(texts)[:60].encode("unicode_escape").decode("ascii")
+    return text or "none"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
