@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from provision.core.progress import no_progress
 from provision.relocation.move_pair import MovePair
 from provision.relocation.undo_merge import UndoMergeStep
 from provision.relocation.undo_move import MoveHistory, UndoMove
+from provision.setup import undo_paths
 from provision.setup.undo_look_ahead import UndoLookAhead
 from provision.setup.undo_steps import UndoFile, UndoFolder, UndoHomeRecord, UndoLink, UndoLinkTexts, UndoVariable
 from provision.volume import home_record, link_uses, links
@@ -154,9 +156,11 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
         progress: receives the progress of copies.
 
     Raises:
-        BlockedError: an act does not have a field that its undo needs, as in a journal of schema 1.
+        BlockedError: an act does not have a field that its undo needs, as in a journal of schema 1; or it names a path
+            that no run changes.
     """
     undo = _prepared(run, root, home, journal, progress)
+    undo_paths.require_own(run.name, undo.run.acts, root, home, os.environ)
     filled = _filled_folders(undo)
     built: list[Step] = [_undo_move(undo, pair, is_filled=True) for pair in filled]
     keys: set[str] = set()
