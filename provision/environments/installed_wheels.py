@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import stat
 from base64 import urlsafe_b64decode
 from typing import TYPE_CHECKING
 
 from provision.core.hashing import mismatched_files
 from provision.core.progress import no_progress
+from provision.fs import records
 from provision.lockfiles.requirements import LockedPackage, normal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from provision.core.progress import Progress
 
+# A RECORD may have any algorithm; a sha256 has 43 characters without padding (source: the specification of RECORD).
+_DIGEST = re.compile(r"(sha256=[A-Za-z0-9_-]{43}=?|(?!sha256=)[a-z0-9_]+=[A-Za-z0-9_=-]+)?")
+_SIZE = re.compile(r"([0-9]{1,18})?")
+_DAMAGED = "RECORD is damaged"
 ABSENT = "is not installed"
 
 
@@ -64,6 +71,20 @@ def damaged_packages(
     return damaged
 
 
+def delete_damaged_records(site: Path, names: Collection[str]) -> None:
+    """Delete the damaged RECORD files of packages.
+
+    uv installs a package without a RECORD again, but stops at a damaged one.
+
+    Args:
+        site: a site-packages folder.
+        names: normalized names of packages.
+    """
+    for info in site.glob("*.dist-info"):
+        if normal(info.name.partition("-")[0]) in names and _size_fault(info) == f"{info.name}/{_DAMAGED}":
+            (info / "RECORD").unlink()
+
+
 def _digests(info: Path) -> list[tuple[str, bytes]]:
     """Return (path, sha256 digest) of each file that has a sha256 in the RECORD of a .dist-info folder."""
     rows = [(path, digest.partition("=")) for path, digest, _ in _record(info)]
@@ -73,26 +94,44 @@ def _digests(info: Path) -> list[tuple[str, bytes]]:
 def _size_fault(info: Path) -> str | None:
     """Return a text about the first file in RECORD that is missing or has another size; None without one."""
     site = f"{info.parent}{os.sep}"
-    for path, _, size in _record(info):
+    try:
+        rows = _record(info)
+    except FileNotFoundError:
+        return f"{info.name}/RECORD is missing"
+    except (OSError, ValueError, csv.Error):
+        return f"{info.name}/{_DAMAGED}"
+    for path, _, size in rows:
         try:
-            actual = os.stat(site + path).st_size  # noqa: PTH116 (20,000 files in a tenth of a second)
+            status = os.stat(site + path)  # noqa: PTH116 (20,000 files in a tenth of a second)
         except OSError:
             return f"{path} is missing"
-        if size and int(size) != actual:
-            return f"{path} has {actual} bytes, but RECORD lists {size}"
-    return None if (info / "RECORD").exists() else f"{info.name}/RECORD is missing"
+        if not stat.S_ISREG(status.st_mode):
+            return f"{path} is not a file"
+        if size and int(size) != status.st_size:
+            return f"{path} has {status.st_size} bytes, but RECORD lists {size}"
+    return None
 
 
 def _record(info: Path) -> list[tuple[str, str, str]]:
     """Return (path, digest, size) of each file in RECORD, without compiled bytecode.
 
     The values are the text of the file: the digest is such as "sha256=…", and the digest and size may be "".
+
+    Raises:
+        ValueError, csv.Error: RECORD is damaged: it is empty, or a row is not a path, a checksum and a size.
+        OSError: RECORD cannot be read.
     """
-    try:
-        text = (info / "RECORD").read_text(encoding="utf-8")
-    except OSError:
-        return []
+    text = records.read_bytes(info / "RECORD").decode("utf-8")
+    lines = [line for line in map(_without_return, text.split("\n")) if line]
     # Nearly all lines have three fields without quotes, so split is sufficient. Only a path with a comma has quotes.
-    rows = text.splitlines() if '"' not in text else csv.reader(text.splitlines())
-    fields = [row.split(",") if isinstance(row, str) else row for row in rows]
-    return [(row[0], row[1], row[2]) for row in fields if len(row) == 3 and not row[0].endswith(".pyc")]
+    rows = [line.split(",") for line in lines] if '"' not in text else list(csv.reader(lines, strict=True))
+    if not rows or "\0" in text or any(len(row) != 3 for row in rows):
+        raise ValueError("not the list of a package's files")
+    files = [(path, digest, size) for path, digest, size in rows if not path.endswith(".pyc")]
+    if not all(_SIZE.fullmatch(size) and _DIGEST.fullmatch(digest) for _, digest, size in files):
+        raise ValueError("not a checksum and a size")
+    return files
+
+
+def _without_return(line: str) -> str:
+    return line.removesuffix("\r")

@@ -87,6 +87,7 @@ class PipInstaller:
         install += ["--python", layout.interpreter(folder)]
         # uv skips a package that has a .dist-info folder, so each damaged package is an argument. uv unpacks such a
         # package again, so the intact packages are no arguments.
+        installed_wheels.delete_damaged_records(site, damaged)
         for name in sorted(damaged):
             install += ["--reinstall-package", name]
         self._install(install, route, lock)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from provision.core import process
 from provision.core.errors import BlockedError
 from provision.core.hashing import mismatched_files
 from provision.core.progress import no_progress
+from provision.fs import records as record_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -98,17 +99,41 @@ def size_bytes(prefix: Path, without: Collection[str] = ()) -> int:
     return total
 
 
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_DIGESTS = ("sha256", "sha256_in_prefix")
+
+
 def conda_records(prefix: Path) -> dict[str, dict[str, Any]]:
-    """Return {name of a package: its record} from the JSON files in an environment's conda-meta folder."""
+    """Return {name of a package: its record} from the JSON files in an environment's conda-meta folder.
+
+    A damaged record is left out, so its package counts as missing.
+    """
     records = {}
     for file in sorted((prefix / "conda-meta").glob("*.json")):
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            record = record_file.table(record_file.read_json(file))
+            _check_record(record)
+        except (OSError, ValueError, KeyError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("name"), str):
-            records[record["name"]] = record
+        records[str(record["name"])] = record
     return records
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """Check the types of the values that are read from a record.
+
+    Raises:
+        ValueError, KeyError: a value is missing or has another type.
+    """
+    record_file.typed(record["name"], str)
+    for spec in record_file.typed(record.get("depends", []), list):
+        if not record_file.typed(spec, str).strip():
+            raise ValueError("an empty dependency")
+    for row in record_file.rows(record_file.table(record.get("paths_data", {})).get("paths", [])):
+        record_file.typed(row["_path"], str)
+        record_file.typed(row.get("path_type", ""), str)
+        if any(_SHA256.fullmatch(str(row[key])) is None for key in _DIGESTS if row.get(key) is not None):
+            raise ValueError("not a checksum")
 
 
 def damaged_conda_packages(

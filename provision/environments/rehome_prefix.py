@@ -8,10 +8,9 @@ import re
 import shutil
 import sys
 from base64 import urlsafe_b64encode
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from provision.fs import records
 
 
 def rewrite(prefix: Path, old: str, new: str) -> None:
@@ -22,6 +21,8 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
         old: the path of the environment in the scripts.
         new: the path that replaces `old`.
     """
+    if not Path(old).is_absolute():  # the marker of an older version has no path
+        return
     old_bytes, new_bytes = os.fsencode(old), os.fsencode(new)
     changed = {}
     scripts = prefix / ("Scripts" if sys.platform == "win32" else "bin")
@@ -45,11 +46,16 @@ def rewrite(prefix: Path, old: str, new: str) -> None:
 def _update_record(record: Path, changed: dict[str, tuple[bytes, int]]) -> None:
     """Write the new hashes and sizes of changed scripts into a RECORD file.
 
+    A damaged RECORD is left as it is.
+
     Args:
         record: the path of the RECORD file.
         changed: {name of a script: (sha256 digest, size in bytes)}.
     """
-    text = record.read_text(encoding="utf-8")
+    try:
+        text = records.read_bytes(record).decode("utf-8")
+    except ValueError:  # the package is damaged, and the next check reports it
+        return
     if "../bin/" not in text and "../Scripts/" not in text:
         return
     lines = text.splitlines()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from provision.core import child_environment, layout, process
 from provision.core.errors import FirstlightError
 from provision.core.step import Check, State
+from provision.fs import records
 from provision.fs.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ class SmokeStep:
         if deep:
             return self._judge(self._run())
         try:
-            stored = json.loads(self.root.smoke.read_text(encoding="utf-8"))
+            stored = records.read_state(self.root.smoke)
         except (OSError, ValueError):
             return Check(State.DRIFTED, "the smoke test has not run yet")
-        if not isinstance(stored, dict) or stored.get("identity") != identity:
+        if stored.get("identity") != identity:
             return Check(State.DRIFTED, "the environment has changed since the last smoke test")
         try:
             return self._judge(stored)

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
 from provision.core.errors import LostLockError
-from provision.fs import durable, process_identity
+from provision.fs import claim_file, durable, process_identity, records
 from provision.fs.process_identity import Life, ProcessIdentity
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ RENEWAL_SECONDS = 10.0
 EXPIRY_SECONDS = 120.0
 # The most seconds without a renewal that one read can add: the waiting process may itself have been suspended.
 _LONGEST_GAP = 5.0
-_READABLE = 0o644  # the mode of a claim, so that other users of a shared volume can read its record
 _held_tokens: set[str] = set()  # the leases of this process
 
 
@@ -235,10 +234,10 @@ class Lease:
         claims = {}
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                claims[name] = self.path.with_name(name).read_bytes()
+                claims[name] = claim_file.read(self.path.with_name(name))
         if self._older_marker is not None:
             with contextlib.suppress(FileNotFoundError):
-                if content := self._older_marker.read_bytes():
+                if content := claim_file.read(self._older_marker):
                     claims[self._older_marker.name] = content
         return claims
 
@@ -271,7 +270,7 @@ class Lease:
         """
         new = self.path.with_name(f"{self._new_claim_prefix}{secrets.token_hex(8)}")
         try:
-            _write_new(new, record)
+            claim_file.create(new, record)
             try:
                 os.link(new, claim)
             except FileExistsError:
@@ -279,7 +278,7 @@ class Lease:
             except FileNotFoundError:  # another process has just taken the lease, and has deleted the file `new`
                 return False
             except OSError:
-                _write_new(claim, record)
+                claim_file.create(claim, record)
         except FileExistsError:
             return False
         except BaseException:
@@ -337,25 +336,6 @@ class Lease:
         return int(digits) if digits.isdecimal() else 0
 
 
-def _write_new(path: Path, record: bytes) -> None:
-    """Create a file that holds a record, and sync it.
-
-    Raises:
-        OSError: the file exists already, or cannot be written. An incomplete file is deleted.
-    """
-    file = path.open("xb")
-    try:
-        with file:
-            file.write(record)
-            file.flush()
-            durable.sync_descriptor(file.fileno())
-        with contextlib.suppress(OSError):  # some mounts have one fixed mode
-            path.chmod(_READABLE)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
 def read_holder(path: Path) -> Holder | None:
     """Return the holder of the newest claim on a lock file whose record is readable; None if there is no such claim."""
     lease = Lease(path)
@@ -377,11 +357,11 @@ def _life(holder: Holder | None) -> Life:
 def _holder(record: bytes) -> Holder | None:
     """Return the holder that a record describes; None if the record is incomplete, or of an unknown format."""
     try:
-        row = json.loads(record)
+        row = records.table(records.parse(record))
         texts = {field.name: str(row[field.name]) for field in fields(ProcessIdentity)}
-        identity = ProcessIdentity(**{**texts, "pid": int(row["pid"])})  # type: ignore[arg-type]
+        identity = ProcessIdentity(**{**texts, "pid": records.number(row["pid"])})  # type: ignore[arg-type]
         return Holder(identity, str(row["token"]), str(row["started"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError):
         return _older_holder(record)
 
 

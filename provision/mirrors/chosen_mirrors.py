@@ -6,13 +6,19 @@ It has the mirror that is chosen for each tool, and the settings files that were
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING
 
+from provision.fs import records
 from provision.fs.atomic import write_atomic
+from provision.net.urls import is_address
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pydantic import TypeAdapter
 
     from provision.core.layout import Root
 
@@ -111,6 +117,9 @@ class MirrorRecord:
         return self.choices[tool].sources if tool in self.choices else ()
 
 
+_KEYS = {key.name for key in fields(MirrorRecord)}
+
+
 def record_path(root: Root) -> Path:
     """Return the path of the record in a root; the file may be missing."""
     return root.state / "mirrors.json"
@@ -119,21 +128,25 @@ def record_path(root: Root) -> Path:
 def read(root: Root) -> MirrorRecord | None:
     """Return the record of a root; None if there is no record, or if it is not valid."""
     try:
-        content = json.loads(record_path(root).read_text(encoding="utf-8"))
-        if content["schema"] != SCHEMA:
+        content = records.read_state(record_path(root))
+        if content.pop("schema", None) != SCHEMA or not set(content) >= _KEYS:
             return None
-        return MirrorRecord(
-            {tool: _choice(row) for tool, row in content["choices"].items()},
-            tuple(WrittenFile(**(row | {"folders": tuple(row["folders"])})) for row in content["written"]),
-            nodefaults=bool(content["nodefaults"]),
-            restored=bool(content["restored"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # The lists of JSON are tuples of the record only if the value is read as JSON.
+        record = _reader().validate_json(json.dumps(content), strict=True)
+        sources = [source for choice in record.choices.values() for source in choice.sources]
+        addresses = [url for row in sources for url in (row.url, row.defaults or "", *row.channels.values())]
+        are_valid = all(map(is_address, filter(None, addresses)))
+        are_absolute = all(file.path.startswith("/") for file in record.written)
+    except (OSError, ValueError):
         return None
+    return record if are_valid and (are_absolute or sys.platform == "win32") else None
 
 
-def _choice(row: dict[str, Any]) -> MirrorChoice:
-    return MirrorChoice(row["asked"], tuple(MirrorSource(**source) for source in row["sources"]), row["why"])
+@cache
+def _reader() -> TypeAdapter[MirrorRecord]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(MirrorRecord)
 
 
 def write(root: Root, record: MirrorRecord) -> None:

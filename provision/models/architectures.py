@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from provision.core.errors import SpecError
+from provision.fs import records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,7 +64,7 @@ def load(envs: Path, name: str) -> Architecture:
     """
     path = envs / "architectures" / f"{name}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = records.read_json(path)
         optional = _classes(content.get("beside", {}))
         classes = _classes(content["classes"]) | optional
         native = dict(content.get("native", {}))
@@ -125,7 +126,7 @@ def _with_description(architecture: Architecture, path: Path) -> Architecture:
     The architecture is returned unchanged if `path` has no valid record, or a record for another input of the script.
     """
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description: Any = records.read_json(path)
         if description.pop("of") == fingerprint(architecture):
             return replace(architecture, description=description)
     except (OSError, ValueError, KeyError, AttributeError):

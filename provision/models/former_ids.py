@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from provision.config.models import cache_folder
 from provision.fs.atomic import write_atomic
+from provision.models.main_ref import read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,8 +102,4 @@ def _marked(folder: Path) -> list[str]:
 
     Names that cannot be folders of a hub cache are left out, since the file may have been edited.
     """
-    try:
-        names = (folder / _MARK).read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [name for name in names if name.startswith("models--") and "/" not in name]
+    return [name for name in read_text(folder / _MARK).split() if name.startswith("models--") and "/" not in name]

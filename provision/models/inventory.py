@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from provision.core import layout
 from provision.core.errors import BlockedError
-from provision.models import former_ids, shared_store, snapshots, stand_ins, verify
+from provision.models import former_ids, shared_store, stand_ins, tree_listing, verify
 from provision.models import pins as model_pins
 from provision.models.pull import CORRUPT
 from provision.models.pull_plan import PART
@@ -199,7 +199,7 @@ def removal_of_links(
     needed = {verify.blob_name(link) for link in other_files if link.is_symlink()}
     entries = _entries(repo / "blobs")
     if kept is not None and not other_files:
-        listed = {tree.stem: snapshots.listed_blobs(tree) for tree in (repo / "trees").glob("*.json")}
+        listed = {tree.stem: tree_listing.listed_blobs(tree) for tree in (repo / "trees").glob("*.json")}
         own = listed.pop(snapshot.name, set())
         others = {blob_of(path) for path in entries} - names - own
         if others.isdisjoint(set(kept).union(*listed.values())):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from provision.fs import records
 from provision.fs.atomic import write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+_MOST_BYTES = 1 << 20
+_LONGEST_NAME = 256
 _MARK = "firstlight-main"  # a file in the repository's folder: the commits to which firstlight has set refs/main
 
 
@@ -45,13 +48,15 @@ def set_main(folder: Path, revision: str, pinned: Collection[str]) -> str | None
 
 
 def read_main(folder: Path) -> str:
-    """Return the commit in a repository's refs/main; "" if the file does not exist."""
-    return read_text(folder / "refs" / "main")
+    """Return the commit in a repository's refs/main; "" if the file does not exist, or its text is no folder's name."""
+    name = read_text(folder / "refs" / "main")
+    return name if name not in {".", ".."} and "/" not in name and len(name) < _LONGEST_NAME else ""
 
 
 def read_text(path: Path) -> str:
     """Return the text of a small file without white space at its ends; "" if it cannot be read or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        text = records.read_bytes(path, most_bytes=_MOST_BYTES).decode("utf-8").strip()
+    except (OSError, ValueError):
         return ""
+    return text if records.is_file_text(text) else ""

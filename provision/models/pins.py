@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from provision.fs import records
 from provision.fs.atomic import write_atomic
 from provision.fs.file_lock import exclusive_lock
 
@@ -101,7 +102,6 @@ def _read(root: Root) -> dict[str, dict[str, dict[str, Any]]]:
 
 def _document(root: Root) -> dict[str, Any]:
     try:
-        document = json.loads(root.model_pins.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return records.read_state(root.model_pins)
+    except (OSError, ValueError):
         return {}
-    return document if isinstance(document, dict) else {}

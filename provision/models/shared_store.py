@@ -13,6 +13,7 @@ from pathlib import Path
 
 from provision.core.layout import is_same_place
 from provision.fs.file_lock import FOR_ALL
+from provision.models.main_ref import read_text
 
 # Source: SHARED_BLOBS_MARKER_NAME and SHARED_BLOBS_LAYOUT_VERSION in huggingface_hub's utils/_shared_blobs.py.
 _MARKER, _VERSION = ".huggingface-shared-blobs", "1"
@@ -87,7 +88,4 @@ def drop(payload: Path) -> None:
 
 def _is_store(folder: Path) -> bool:
     """Return whether a folder has huggingface_hub's marker of a shared store, in the known version."""
-    try:
-        return (folder / _MARKER).read_text(encoding="utf-8").strip() == _VERSION
-    except (OSError, UnicodeDecodeError):
-        return False
+    return read_text(folder / _MARKER) == _VERSION

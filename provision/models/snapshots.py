@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import secrets
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from provision.core.step import Check, State
-from provision.fs import durable
+from provision.fs import durable, records
 from provision.fs.atomic import PART, write_atomic
-from provision.models import shared_store
+from provision.models import shared_store, tree_listing
 from provision.volume.journal_acts import SnapshotRepair
 
 if TYPE_CHECKING:
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
 
     from provision.config.models import ModelSpec
     from provision.core.layout import Root
+    from provision.models.tree_listing import Listing
     from provision.volume.journal import Journal
 
 _REPO = re.compile(r"(models|datasets|spaces)--.+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_PRIVILEGE = 1314  # winerror.h, ERROR_PRIVILEGE_NOT_HELD
-_TREE_FORMAT = 1  # huggingface_hub's TREE_CACHE_FORMAT_VERSION
+_MOST_REF_BYTES = 1 << 20
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_Listing = dict[str, tuple[str, int | None]]  # {path in the snapshot: (blob, size in bytes, None if unknown)}
 
 
 @dataclass
@@ -133,7 +132,7 @@ class SnapshotStep:
             links = [
                 (path, blob)
                 for path, (blob, size) in sorted(files.items())
-                if blob in blobs and size in {None, blobs[blob]} and _is_inside(path) and not (snapshot / path).exists()
+                if blob in blobs and size in {None, blobs[blob]} and _can_be_made(snapshot, path)
             ]
             if links:
                 missing.links[commit] = links
@@ -146,12 +145,12 @@ class SnapshotStep:
         missing.markers = list(_false_markers(repo, missing.links))
         return None if missing.is_complete else missing
 
-    def _listings(self, repo: Path) -> dict[str, _Listing]:
-        """Return {commit: its `_Listing`}; the commit that refs/main most likely named comes last."""
-        listings: dict[str, _Listing] = {}
+    def _listings(self, repo: Path) -> dict[str, Listing]:
+        """Return {commit: its `Listing`}; the commit that refs/main most likely named comes last."""
+        listings: dict[str, Listing] = {}
         trees = [path for path in (repo / "trees").glob("*.json") if _COMMIT.fullmatch(path.stem)]
         for tree in sorted(trees, key=lambda path: path.stat().st_mtime_ns):
-            listing = _read_tree(tree)
+            listing = tree_listing.read(tree)
             if listing is not None:
                 listings[tree.stem] = listing
         for model in self.manifest:
@@ -164,7 +163,7 @@ class SnapshotStep:
                     for blob in (file.sha256, file.git_sha1)
                     if blob is not None and (repo / "blobs" / blob).exists()
                 }
-                listings[model.revision] = listed | pinned
+                listings[model.revision] = tree_listing.without(listed, pinned) | pinned
         return listings
 
 
@@ -326,11 +325,6 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from (Path(base) / name for name in names)
 
 
-def listed_blobs(tree: Path) -> set[str]:
-    """Return the names of the blobs in a listing of huggingface_hub; an empty set if it cannot be read."""
-    return {blob for blob, _ in (_read_tree(tree) or {}).values()}
-
-
 def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned: Collection[str] = ()) -> str | None:
     """Return the commit to which refs/main is to be set; None if it is right, or if no better commit is known.
 
@@ -343,7 +337,9 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned:
 
     refs = repo / "refs"
     try:
-        text = (refs / "main").read_text(encoding="utf-8", errors="replace")
+        text = records.read_bytes(refs / "main", most_bytes=_MOST_REF_BYTES).decode("utf-8", "replace")
+    except ValueError:
+        text = ""
     except OSError:
         if refs.is_dir() and any(path.is_file() and not PART.search(path.name) for path in refs.rglob("*")):
             present = [commit for commit in listings if commit in pinned and is_present(commit)]
@@ -359,20 +355,8 @@ def _main(repo: Path, listings: Iterable[str], repaired: Container[str], pinned:
     return present[-1] if present else None
 
 
-def _read_tree(path: Path) -> _Listing | None:
-    """Return a listing that huggingface_hub has stored; None if it has another format or is not valid."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if tree["format_version"] != _TREE_FORMAT:
-            return None
-        return {
-            str(name): (str(info.get("lfs_sha256") or info["blob_id"]), int(info.get("lfs_size") or info["size"]))
-            for name, info in tree["files"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _is_inside(path: str) -> bool:
-    """Return whether a path in a listing is inside the snapshot: neither absolute nor with ".."."""
-    return not Path(path).is_absolute() and ".." not in Path(path).parts
+def _can_be_made(snapshot: Path, path: str) -> bool:
+    """Return whether a path in a snapshot is free, and no file or link takes the place of a folder above it."""
+    folders = [snapshot / folder for folder in PurePosixPath(path).parents]
+    is_free = all(folder.is_dir() and not folder.is_symlink() for folder in folders if os.path.lexists(folder))
+    return is_free and not (snapshot / path).exists()

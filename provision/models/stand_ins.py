@@ -19,6 +19,7 @@ from provision.core.errors import BlockedError, FirstlightError, from_os_error
 from provision.fs.atomic import write_atomic
 from provision.fs.file_lock import exclusive_lock
 from provision.models import architectures, describe_architecture, safetensors, stand_in_files
+from provision.models.main_ref import read_main
 from provision.models.snapshots import link
 
 if TYPE_CHECKING:
@@ -61,9 +62,8 @@ def folder_of(root: Root, name: str) -> Path:
 def snapshot_of(root: Root, name: str) -> Path | None:
     """Return the folder of a stand-in's snapshot; None if the stand-in is not built or is not complete."""
     folder = folder_of(root, name)
-    try:
-        revision = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
+    revision = read_main(folder)
+    if not revision:
         return None
     snapshot = folder / "snapshots" / revision
     links = [path for path in sorted(snapshot.rglob("*")) if path.is_symlink()]

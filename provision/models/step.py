@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from provision.core.errors import FirstlightError
 from provision.core.redact import redact
 from provision.core.step import Check, State
+from provision.fs import records
 from provision.fs.atomic import write_atomic
 from provision.fs.file_lock import exclusive_lock
 from provision.models import former_ids, load_line, stand_ins
@@ -194,10 +195,9 @@ def _to_load(line: str | None) -> str:
 def recorded(root: Root) -> dict[str, str]:
     """Return {name of a model: the reason for its stand-in} from the record in the root; {} if it cannot be read."""
     try:
-        kept = json.loads(root.stand_ins.read_text(encoding="utf-8"))
+        return records.texts(records.read_state(root.stand_ins))
     except (OSError, ValueError):
         return {}
-    return {str(name): str(reason) for name, reason in kept.items()} if isinstance(kept, dict) else {}
 
 
 def record(root: Root, model: str, reason: str | None) -> None:

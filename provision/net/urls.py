@@ -46,6 +46,15 @@ def is_allowed(url: str) -> bool:
     return bool(host) and (parts.scheme == "https" or (parts.scheme == "http" and is_private(host)))
 
 
+def is_address(url: str) -> bool:
+    """Return whether a text is a URL that can be parsed: printable, with a scheme and a valid host and port."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.scheme) and (parts.port or 0) >= 0 and url.isprintable() and " " not in url
+    except ValueError:
+        return False
+
+
 def is_private(host: str) -> bool:
     """Return whether a host is `localhost`, or a loopback or private IP address.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from provision.core.errors import BlockedError
 from provision.core.step import Check, State
-from provision.fs import tree
+from provision.fs import records, tree
 from provision.fs.copy_tree import TreeCopy
 from provision.fs.merge_tree import MergeEntry, TreeMerge, open_parent
 from provision.fs.open_dir import OpenDir, link_target
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 10
 # The entries of a folder with one of these actions are listed themselves. Another folder counts as a whole.
+_ACTIONS = {"same", "added", "within", "newer", "older"}  # as in MergeEntry
 _LISTED = {"same", "added", "within"}
 
 
@@ -228,9 +229,13 @@ class UndoMergeStep:
         """Return one entry for each path: the first in the manifests whose action is not "same", if there is one."""
         entries: dict[str, MergeEntry] = {}
         for path in self.manifests:
-            rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="ascii"))
-            for row in rows:
-                entry = MergeEntry(**row)
+            try:
+                listed = [_entry(row) for row in records.rows(records.read_json(path, follow_links=False))]
+            except (ValueError, KeyError):
+                raise BlockedError(
+                    f"{path} is damaged, so this merge cannot be undone. Look at this file: cat {path}"
+                ) from None
+            for entry in listed:
                 if entry.path not in entries or entries[entry.path].action == "same":
                     entries[entry.path] = entry
         return list(entries.values())
@@ -324,6 +329,25 @@ class UndoMergeStep:
         if entry.action == "newer" and entry.other is not None:
             return os.path.lexists(self.pair.target / entry.other)
         return entry.action != "same" and self._is_unchanged(entry)
+
+
+def _entry(row: dict[str, object]) -> MergeEntry:
+    """Return the entry of a row of a manifest.
+
+    Raises:
+        ValueError, KeyError: a value is missing or wrong, or a path leads out of the folder.
+    """
+    path, kind, action = (records.typed(row[key], str) for key in ("path", "kind", "action"))
+    other, twin = (None if row.get(key) is None else records.typed(row[key], str) for key in ("other", "twin"))
+    for text in (path, other, twin):
+        if text is not None and any(part in {"", ".", ".."} for part in text.split("/")):
+            raise ValueError("a path that leads out of the folder")
+    if action not in _ACTIONS:
+        raise ValueError("an unknown action")
+    mode, size, time_ns = records.number(row["mode"]), records.number(row["size"]), records.typed(row["mtime_ns"], int)
+    if mode != stat.S_IMODE(mode) or not -(1 << 63) <= time_ns < 1 << 63:
+        raise ValueError("a mode or a time out of range")
+    return MergeEntry(path, kind, action, other, mode, size, time_ns, twin)
 
 
 def _is_empty(folder: Path) -> bool:

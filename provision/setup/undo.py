@@ -16,7 +16,7 @@ from provision.relocation.undo_move import MoveHistory, UndoMove
 from provision.setup import undo_paths
 from provision.setup.undo_look_ahead import UndoLookAhead
 from provision.setup.undo_steps import UndoFile, UndoFolder, UndoHomeRecord, UndoLink, UndoLinkTexts, UndoVariable
-from provision.volume import home_record, link_uses, links
+from provision.volume import home_record, link_uses, links, variables
 from provision.volume import journal_acts as acts
 from provision.volume.journal_paths import PathMap
 from provision.volume.owner import current
@@ -196,7 +196,7 @@ def steps(run: JournaledRun, root: Root, home: Path, journal: Journal, progress:
                 built.append(UndoFile(act.path, changes[0].backup, changes[0].mode, digests, journal))
             case acts.FolderCreation() | acts.TargetCreation() if once(f"folder {act.path}"):
                 built += _undo_folder(undo, act.path)
-            case acts.VariableChange() if once(f"variable {act.name}"):
+            case acts.VariableChange() if act.name in variables.NAMES and once(f"variable {act.name}"):
                 values = [act.value, undo.paths.earlier_text(act.value)]
                 built.append(UndoVariable(root, act.name, values, act.was, journal, undo.variables_owner))
     moves = [step for step in built if isinstance(step, UndoMove | UndoMergeStep)]

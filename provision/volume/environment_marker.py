@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.python_source import PythonSource
+from provision.fs import records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 MARKER_NAME = ".firstlight.json"
+_TEXTS = ("env", "variant", "interpreter", "prefix", "passed", "reason")
 
 
 def read_owner(where: Path) -> dict[str, object] | None:
@@ -22,10 +23,12 @@ def read_owner(where: Path) -> dict[str, object] | None:
     the prefix.
     """
     try:
-        owner = json.loads((where / MARKER_NAME).read_text(encoding="utf-8"))
+        owner = records.table(records.read_json(where / MARKER_NAME))
     except (OSError, ValueError):
         return None
-    return owner if isinstance(owner, dict) else None
+    is_whole = all(isinstance(owner.get(key), str | None) for key in _TEXTS)
+    # Scripts get a new path in place of the recorded prefix, so another text must not take its place.
+    return owner if is_whole and Path(str(owner.get("prefix") or "/")).is_absolute() else None
 
 
 def python_source(owner: Mapping[str, object]) -> PythonSource:

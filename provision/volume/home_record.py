@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from provision.fs import capabilities
+from provision.fs import capabilities, records
 from provision.fs.atomic import write_atomic
 from provision.volume.links import folder_on
 
@@ -27,7 +27,7 @@ SCHEMA = 1
 _NEEDED_BYTES, _NEEDED_INODES = 1 << 16, 8  # for the record, its temporary file and the folders above it
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class UsedRoot:
     """Describe one root that the home has used.
 
@@ -50,12 +50,20 @@ def record_file(home: Path) -> Path:
 def read(home: Path) -> list[UsedRoot]:
     """Return the roots that the home has used; none if the record is missing or damaged."""
     try:
-        rows = json.loads(record_file(home).read_text(encoding="ascii"))["roots"]
-        return sorted(
-            UsedRoot(str(row["path"]), str(row["id"]), row.get("mount"), tuple(map(str, row["paths"]))) for row in rows
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = records.table(records.read_json(record_file(home)))
+        return sorted(map(_used_root, records.rows(content["roots"])), key=_order)
+    except (OSError, ValueError, KeyError):
         return []
+
+
+def _used_root(row: dict[str, object]) -> UsedRoot:
+    path, volume = (records.typed(row[key], str) for key in ("path", "id"))
+    mount = None if row.get("mount") is None else records.typed(row["mount"], str)
+    return UsedRoot(path, volume, mount, tuple(records.typed(item, str) for item in records.typed(row["paths"], list)))
+
+
+def _order(row: UsedRoot) -> tuple[str, str]:
+    return row.path, row.volume
 
 
 def used(home: Path, root: Root, volume: str | None = None) -> UsedRoot | None:
@@ -136,7 +144,10 @@ def _write(home: Path, rows: list[UsedRoot]) -> None:
 
 
 def _content(rows: list[UsedRoot]) -> bytes:
-    roots = [{"path": row.path, "id": row.volume, "mount": row.mount, "paths": list(row.paths)} for row in sorted(rows)]
+    roots = [
+        {"path": row.path, "id": row.volume, "mount": row.mount, "paths": list(row.paths)}
+        for row in sorted(rows, key=_order)
+    ]
     return (json.dumps({"schema": SCHEMA, "roots": roots}, indent=1) + "\n").encode("ascii")
 
 

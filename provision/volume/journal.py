@@ -6,12 +6,14 @@ import json
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from provision.fs import durable
+from provision.core.errors import BlockedError
+from provision.fs import durable, records
 from provision.volume import run_lock
 from provision.volume.journal_acts import Act, IncompleteAct, UnknownAct
 from provision.volume.owner import Owner
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 # Schema 1 has the start time and pid. Schema 2 adds the command, the host, the home, paths of any bytes (as JSON
 # escapes), and the acts that undo reads. The root's path was added to schema 2 later; a line may not have it.
 SCHEMA = 2
+_MOST_BYTES = 1 << 30
+_LATEST = 1 << 40  # seconds since the epoch; a later time is no time
 
 
 class Journal:
@@ -117,15 +121,20 @@ def read_journal(path: Path) -> JournalFile:
 
     Lines that are not a JSON object are skipped, since a killed run may leave an incomplete last line. The first JSON
     object is read as the header, even if it is an act.
+
+    Raises:
+        BlockedError: the journal is not a regular file, or is too large.
     """
+    try:
+        content = records.read_bytes(path, most_bytes=_MOST_BYTES, follow_links=False)
+    except ValueError as error:
+        raise BlockedError(
+            f"{path} is not a journal: {error}. Look at this file: ls -l {path}; or move it away."
+        ) from None
     rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+    for line in content.splitlines():
+        with suppress(ValueError):
+            rows.append(records.table(records.parse(line)))
     first, *others = rows or [{}]
     texts = {key: value for key, value in first.items() if isinstance(value, str)}
     header = JournalHeader(*map(texts.get, ("started", "command", "host", "home", "root")))
@@ -133,7 +142,7 @@ def read_journal(path: Path) -> JournalFile:
 
 
 def _time(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if isinstance(value, int | float) and 0 <= value < _LATEST else 0.0
 
 
 def _row(act: Act) -> dict[str, object]:
@@ -159,11 +168,14 @@ def _act(row: Mapping[str, object]) -> ReadAct:
         for field, read in readers.items():
             try:
                 values[field] = read(row[field])
-            except (KeyError, TypeError):
+            except (KeyError, TypeError, ValueError):
                 missing = field
                 break
         else:
-            return record(**values)
+            lists = {field: len(value) for field, value in values.items() if isinstance(value, tuple)}
+            if len(set(lists.values())) < 2:
+                return record(**values)
+            missing = max(lists)  # the lists of an act describe the same paths
     return IncompleteAct(name, missing)
 
 
@@ -205,9 +217,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _number(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError
-    return value
+    return records.number(value)
 
 
 def _optional(read: Callable[[object], object]) -> Callable[[object], object]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from provision.fs import records
 from provision.fs.open_dir import link_target
 from provision.volume import journal_acts as acts
 from provision.volume.journal import read_journal
@@ -154,7 +154,6 @@ def _owner(row: object) -> Owner | None:
 
 def _content(root: Root) -> dict[str, object]:
     try:
-        content = json.loads(root.links.read_text(encoding="ascii"))
+        return records.read_state(root.links)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

@@ -6,9 +6,10 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
+from provision.fs import records
 from provision.fs.open_dir import link_target
 from provision.volume.owner import Owner
 
@@ -114,16 +115,17 @@ def read(root: Root) -> LinkFile:
         BlockedError: the record cannot be read.
     """
     try:
-        content = json.loads(root.links.read_text(encoding="ascii"))
-        made_at = str(content.get("root", root.path))
+        content = records.read_state(root.links)
+        made_at = content.get("root", str(root.path))
         rows = [
-            LinkRow(_owner(row), str(row.get("root", made_at)), str(row["path"]), str(row["target"]))
-            for row in content["links"]
+            LinkRow(_owner(row), _text(row.get("root", made_at)), _text(row["path"]), _text(row["target"]))
+            for row in records.rows(content["links"])
         ]
-        pairs = [(_owner(row), _owner(row["by"])) for row in content.get("adopted", [])]
+        adopted = records.rows(content.get("adopted", []))
+        pairs = [(_owner(row), _owner(records.table(row["by"]))) for row in adopted]
     except (FileNotFoundError, NotADirectoryError):
         return LinkFile()
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError):
         raise BlockedError(
             f"{root.links} cannot be read. Look at this file: cat {root.links}; or move it away."
         ) from None
@@ -204,6 +206,10 @@ def _order(row: LinkRow) -> tuple[str, ...]:
     return (*owner, row.path, row.target)
 
 
-def _owner(row: Mapping[str, Any]) -> Owner | None:
+def _text(value: object) -> str:
+    return records.typed(value, str)
+
+
+def _owner(row: Mapping[str, object]) -> Owner | None:
     host, home = row.get("host"), row.get("home")
     return Owner(host, home) if isinstance(host, str) and isinstance(home, str) else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from provision.core import layout
 from provision.core.errors import BlockedError
 from provision.core.step import Check, State
+from provision.fs import records
 from provision.fs.atomic import write_atomic
 from provision.volume import absence, home_record, trust, volume_capabilities
 from provision.volume.changes import make_folders
@@ -33,12 +34,12 @@ def read_marker(root: Root) -> dict[str, object] | None:
         BlockedError: the marker exists, but cannot be read or is damaged.
     """
     try:
-        marker = json.loads(root.marker.read_text(encoding="utf-8"))
+        marker = records.read_state(root.marker)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, UnicodeDecodeError):
-        marker = None
-    if not isinstance(marker, dict) or marker.get("schema") != SCHEMA or "id" not in marker:
+    except ValueError:
+        marker = {}
+    if marker.get("schema") != SCHEMA or not isinstance(marker.get("id"), str):
         raise BlockedError(f"{root.marker} is not a readable marker. Look at the file: cat {root.marker}")
     return marker
 

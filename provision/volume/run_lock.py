@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable  # noqa: TC003 (a dataclass's field)
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
-from provision.fs import lease
+from provision.fs import lease, records
 from provision.fs.file_lock import PAUSE_SECONDS, FileLock
 from provision.volume import trust
 
@@ -123,7 +122,7 @@ def _holder_text(root: Root) -> str:
 def _older_holder_text(root: Root) -> str:
     """Return the text about a run of an older version of firstlight, from the file `root.holder`."""
     try:
-        row = json.loads(root.holder.read_text(encoding="utf-8"))
+        row = records.read_state(root.holder)
         return f"pid {row['pid']} on {row['host']}, at work since {row['started']},"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         return "another run"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from provision.core.shell import fish_quoted, powershell_quoted, shell_quoted
+from provision.fs import records
 from provision.fs.atomic import write_atomic
 from provision.volume.journal_acts import VariableChange
 from provision.volume.owner import current
@@ -28,6 +29,26 @@ if TYPE_CHECKING:
 
 # Schema 1 is one record for all homes, without an owner. A home reads it until it writes a record of its own.
 SCHEMA = 2
+# The variables that firstlight sets: those of `provision.host.tool_caches` and of `provision.mirrors.tools`.
+NAMES = frozenset(
+    {
+        "CONDA_CHANNEL_ALIAS",
+        "HF_DATASETS_CACHE",
+        "HF_ENDPOINT",
+        "HF_HUB_CACHE",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "HF_HUB_DISABLE_XET",
+        "HF_MODULES_CACHE",
+        "HF_XET_CACHE",
+        "PIP_CACHE_DIR",
+        "PIP_INDEX_URL",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TORCH_HOME",
+        "TRITON_CACHE_DIR",
+        "UV_CACHE_DIR",
+        "UV_DEFAULT_INDEX",
+    }
+)
 SHELLS = ("bash", "zsh", "fish", "powershell")
 
 
@@ -67,13 +88,15 @@ def read(root: Root, owner: Owner | None = None) -> dict[str, str]:
     """Return {variable: value} of an owner; default: of this home.
 
     An owner without a record has the values of the record without an owner, which an older version has written. An
-    unreadable record counts as empty; the next write replaces it.
+    unreadable record counts as empty; the next write replaces it. A variable that is not in NAMES is ignored, since
+    programs and shells could run its value.
     """
     record = shell_file(root, owner).with_suffix(".json")
     try:
-        content = json.loads((record if record.exists() else root.old_variables).read_text(encoding="utf-8"))
-        return {str(name): str(value) for name, value in content["variables"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = records.read_state(record if record.exists() else root.old_variables)
+        values = records.texts(content["variables"])
+        return {name: value for name, value in values.items() if name in NAMES}
+    except (OSError, ValueError, KeyError):
         return {}
 
 

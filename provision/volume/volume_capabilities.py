@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 from provision.core.errors import BlockedError
-from provision.fs import capabilities
+from provision.fs import capabilities, records
 from provision.fs.atomic import write_atomic
 from provision.fs.capabilities import Capabilities
 from provision.fs.mount import mount_of
@@ -34,7 +34,9 @@ def recorded(root: Root) -> Capabilities | None:
     values = entry.get("capabilities")
     if not isinstance(values, dict) or not isinstance(values.get("writable"), bool):
         return None
-    return Capabilities(**{name: value for name, value in values.items() if name in known})
+    kinds = {name: (int if name == "mtime_ns" else bool, type(None)) for name in known}
+    features = {name: value for name, value in values.items() if name in known}
+    return Capabilities(**features) if all(type(value) in kinds[name] for name, value in features.items()) else None
 
 
 def known(root: Root) -> Capabilities:
@@ -120,10 +122,10 @@ def given_up(can: Capabilities) -> list[str]:
 
 def _hosts(root: Root) -> dict[str, Any]:
     try:
-        record = json.loads(root.capabilities.read_text(encoding="utf-8"))
+        record = records.read_state(root.capabilities)
     except (OSError, ValueError):
         return {}
-    hosts = record.get("hosts") if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+    hosts = record.get("hosts") if record.get("schema") == SCHEMA else None
     return hosts if isinstance(hosts, dict) else {}
 
 

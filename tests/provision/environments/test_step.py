@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -105,6 +106,26 @@ def test_quick_check_finds_damage_of_a_venv_and_apply_repairs_it(
     assert detail in check.detail
     step.apply()
     assert step.check(deep=True).state is State.OK
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe broken\n", b"torch/__init__.py,sha256=abc,x\n", b"\0" * 4096, b"", b'"torch', b"a,b\n", b"../" * 2000],
+    ids=["bytes", "size", "zeros", "empty", "quote", "fields", "long"],
+)
+def test_package_with_a_damaged_record_is_installed_again(tmp_path: Path, envs: Path, content: bytes) -> None:
+    built = env_step(tmp_path, envs)
+    built.apply()
+    record = next(built.prefix.glob("lib/python3*/site-packages/torch-*.dist-info/RECORD"))
+    record.unlink()
+    record.write_bytes(content)
+    for deep in (False, True):
+        check = built.check(deep=deep)
+        assert check.state is State.DRIFTED
+        assert re.search(r"torch: torch-\S+\.dist-info/RECORD is damaged", check.detail)
+    built.apply()
+    assert built.check(deep=True).state is State.OK
+    assert b"torch/__init__.py,sha256=" in record.read_bytes()
 
 
 def test_package_is_updated_when_the_lock_file_changes(tmp_path: Path, envs: Path, wheels: Path) -> None:

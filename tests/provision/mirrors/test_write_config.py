@@ -326,7 +326,7 @@ class TestShellenv:
 
     def test_shellenv_prints_the_stored_variables_sorted_by_name(self, root: Root) -> None:
         journal = Journal(root.journal, "t")
-        for name, value in (("ZED", "z"), *write_config.mirror_variables(record_of()).items()):
+        for name, value in (("TORCH_HOME", "z"), *write_config.mirror_variables(record_of()).items()):
             variables.set_value(root, name, value, journal)
         done = provision("shellenv", "--root", root.path, HF_ENDPOINT="")
         assert done.stdout.splitlines() == [
@@ -335,8 +335,8 @@ class TestShellenv:
             "export HF_HUB_DISABLE_IMPLICIT_TOKEN='1'",
             "export HF_HUB_DISABLE_XET='1'",
             "export PIP_INDEX_URL='https://m.example/simple'",
+            "export TORCH_HOME='z'",
             "export UV_DEFAULT_INDEX='https://m.example/simple'",
-            "export ZED='z'",
         ]
         assert provision("shellenv", "--root", root.path, "--shell", "csh").returncode == 2
 

@@ -61,6 +61,7 @@ class Cargo(Tool):
 @pytest.fixture(autouse=True)
 def _fifth_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(all_tools, "TOOLS", (*all_tools.TOOLS, Cargo()))
+    monkeypatch.setattr(variables, "NAMES", variables.NAMES | {"CARGO_INDEX", "CARGO_PLAIN"})
 
 
 def catalogue_with(tmp_path: Path, url: str) -> catalogue.Catalogue:
