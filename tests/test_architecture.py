@@ -27,11 +27,7 @@ KEPT = {
     "huggingface_hub": {"provision.models.hf_listing", "provision.models.hub_client", "provision.mirrors.official"},
     "uv": {"provision.installers.uv"},
     "rattler": {"provision.installers.rattler_worker"},
-    "ruamel": {
-        "provision.lockfiles.conda_lock",
-        "provision.installers.conda_settings",
-        "provision.mirrors.config_text",
-    },
+    "ruamel": {"provision.core.yaml_text", "provision.mirrors.config_text"},
     "tomlkit": {"provision.mirrors.config_text", "provision.models.lock_manifest"},
     "pynvml": {"provision.host.facts", "bench.gpu.nvml"},
     "typer": {"provision.cli", "bench.cli", "provision.core.command_end"},

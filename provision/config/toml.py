@@ -63,9 +63,12 @@ def parse_toml(text: str) -> dict[str, Any]:
     """Return the content of a TOML text as a dict; its keys and types are not checked.
 
     Raises:
-        ValueError: the text is not valid TOML.
+        ValueError: the text is not valid TOML, or is too deep.
     """
-    return tomllib.loads(text)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is too deep") from None
 
 
 def choose(name: str, available: Sequence[str], kind: str) -> str:
@@ -87,10 +90,10 @@ def choose(name: str, available: Sequence[str], kind: str) -> str:
 def _parse(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
-        return text, tomllib.loads(text)
+        return text, parse_toml(text)
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist.") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except ValueError as error:
         raise SpecError(f"{path} is not valid TOML: {error}.") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}.") from None

@@ -292,7 +292,7 @@ class EnvStep:
             torch = next((package for package in packages if package.name == "torch"), None)
             if torch is None:
                 return None
-            _, hashes = self.definition.locks.hashes(variant.name)["torch"]
+            _, hashes = self.definition.locks.hashes(variant.name).get("torch", ("", frozenset()))
             return PinnedPackage("torch", torch.version, hashes, version)
 
         return InstallRoutes(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from provision.core import yaml_text
 from provision.core.errors import SpecError
 from provision.core.redact import redact
 
@@ -99,13 +100,26 @@ def conda_settings(environ: Mapping[str, str], home: Path) -> dict[str, Any]:
         SpecError: the file cannot be read.
     """
     file = Path(environ["CONDARC"]) if environ.get("CONDARC") else home / ".condarc"
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        loaded = YAML(typ="safe").load(file.read_text(encoding="utf-8"))
+        loaded = yaml_text.load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, ValueError) as error:
         raise SpecError(f"{file} cannot be read: {' '.join(str(error).split())}.") from None
-    return loaded if isinstance(loaded, dict) else {}
+    settings = loaded if isinstance(loaded, dict) else {}
+    return {key: value for key, value in settings.items() if _is_setting(key, value)}
+
+
+def _is_setting(key: object, value: object) -> bool:
+    """Return whether a setting that firstlight reads has a usable value; conda refuses another one itself."""
+    if key == "channel_alias":
+        return _is_text(value)
+    if key == "custom_channels":
+        return isinstance(value, dict) and all(_is_text(text) for pair in value.items() for text in pair)
+    if key in {"envs_dirs", "envs_path", "pkgs_dirs", "default_channels"}:
+        return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
+    return True
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -88,7 +89,11 @@ def _merge_table(merged: dict[str, Any], table: Mapping[str, Any], folder: Path)
     for key, value in table.items():
         effect = child_environment.UV_TOML.get(key, child_environment.IGNORED)
         if effect == child_environment.KEPT:
-            _merge(merged, key, _absolute(key, value, folder))
+            absolute = _absolute(key, value, folder)
+            if not _is_writable(absolute) or (key == "index" and not isinstance(value, list)):
+                dropped.append(key)
+                continue
+            _merge(merged, key, absolute)
             rows = value if key == "index" and isinstance(value, list) else []
             dropped += ["an index's exclude-newer" for row in rows if isinstance(row, dict) and "exclude-newer" in row]
         elif effect == child_environment.REPORTED:
@@ -122,13 +127,15 @@ def parse(text: str) -> dict[str, Any]:
     The bootstrap runs this module before all packages of firstlight are installed, and Python 3.10 has no tomllib.
 
     Raises:
-        ValueError: the text is not valid TOML, or no parser is available.
+        ValueError: the text is not valid TOML or is too deep, or no parser is available.
     """
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):
         try:
             content: dict[str, Any] = importlib.import_module(name).loads(text)
         except ImportError:
             continue
+        except RecursionError:
+            raise ValueError("it is too deep") from None
         return content
     raise ValueError("this Python has no TOML parser")
 
@@ -155,6 +162,13 @@ def _absolute(key: str, value: object, folder: Path) -> object:
 
 def _absolute_path(value: str, folder: Path) -> str:
     return value if "://" in value else os.path.join(folder, value)  # noqa: PTH118 (it may end in a slash)
+
+
+def _is_writable(value: object) -> bool:
+    """Return whether a value has the same syntax in TOML and JSON; a date, inf and nan have not."""
+    if isinstance(value, list | dict):
+        return all(map(_is_writable, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_table(value: object) -> bool:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from provision.core import yaml_text
 from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -157,7 +158,10 @@ def read_environment(path: Path) -> Environment:
 
 
 def _environment(path: Path, data: Any) -> Environment:  # noqa: ANN401 (ruamel's own mapping, with line numbers)
-    unknown = sorted(set(data) - {"name", "channels", "dependencies", "prefix", "platforms", "category"})
+    for key in ("channels", "platforms"):
+        if not isinstance(data.get(key) or [], list):
+            raise SpecError(f"{path}: {key} is not a list.")
+    unknown = sorted(set(data) - {"name", "channels", "dependencies", "prefix", "platforms", "category"}, key=str)
     if unknown:
         raise SpecError(f"{path}, line {data.lc.key(unknown[0])[0] + 1}: unknown key {unknown[0]}.")
     conda, pip = [], []
@@ -214,15 +218,12 @@ def _package(row: Any) -> CondaPackage | None:  # noqa: ANN401 (any value that Y
 
 
 def _load(path: Path) -> tuple[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
         text = path.read_text(encoding="utf-8")
-        return text, YAML(typ="rt").load(text)
+        return text, yaml_text.load(text, round_trip=True)
     except FileNotFoundError:
         raise SpecError(f"{path} does not exist.") from None
-    except (UnicodeDecodeError, YAMLError) as error:
+    except ValueError as error:
         raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}.") from None

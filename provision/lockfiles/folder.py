@@ -43,11 +43,15 @@ class LockFolder:
         """Return the text of the pip lock file of a variant.
 
         Raises:
-            OSError: the file cannot be read.
-            UnicodeDecodeError: the file is not UTF-8.
+            FirstlightError: the file cannot be read, or is not UTF-8.
         """
         if variant not in self._texts:
-            self._texts[variant] = self.pip_file(variant).read_text(encoding="utf-8")
+            lock = self.pip_file(variant)
+            try:
+                self._texts[variant] = lock.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                raise FirstlightError(f"{lock} cannot be read: {reason}. Restore it: git checkout -- {lock}") from error
         return self._texts[variant]
 
     def packages(self, variant: str, python: str) -> Sequence[LockedPackage]:
@@ -61,22 +65,15 @@ class LockFolder:
             FirstlightError: the file cannot be read, or a line is not a pinned requirement.
         """
         if (variant, python) not in self._packages:
-            lock = self.pip_file(variant)
-            try:
-                text = self.text(variant)
-            except OSError as error:
-                raise FirstlightError(
-                    f"{lock} cannot be read: {error.strerror}. Restore it: git checkout -- {lock}"
-                ) from error
-            self._packages[variant, python] = tuple(requirements.parse(text, python, lock))
+            packages = requirements.parse(self.text(variant), python, self.pip_file(variant))
+            self._packages[variant, python] = tuple(packages)
         return self._packages[variant, python]
 
     def hashes(self, variant: str) -> Mapping[str, tuple[str, frozenset[str]]]:
         """Return {name of a package: (version, its sha256 hashes)} from the pip lock file of a variant.
 
         Raises:
-            OSError: the file cannot be read.
-            UnicodeDecodeError: the file is not UTF-8.
+            FirstlightError: the file cannot be read, or is not UTF-8.
         """
         return requirements.hashes(self.text(variant))
 

@@ -32,8 +32,9 @@ def parse(text: str, python: str, lock: Path) -> list[LockedPackage]:
     Raises:
         FirstlightError: a line is not a valid requirement.
     """
-    from packaging.markers import default_environment
+    from packaging.markers import UndefinedComparison, UndefinedEnvironmentName, default_environment
     from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import InvalidVersion
 
     environment: dict[str, str] = dict(default_environment())  # type: ignore[arg-type]  # a TypedDict of str
     environment |= {"python_full_version": python, "python_version": python.rpartition(".")[0]}
@@ -43,11 +44,14 @@ def parse(text: str, python: str, lock: Path) -> list[LockedPackage]:
             continue
         try:
             requirement = Requirement(line.rstrip("\\ "))
-        except InvalidRequirement as error:
+            applies = requirement.marker is None or requirement.marker.evaluate(environment)
+        except (InvalidRequirement, InvalidVersion, UndefinedComparison, UndefinedEnvironmentName) as error:
             raise FirstlightError(f"{lock}, line {number}: {error}. Restore it: git checkout -- {lock}") from error
-        if requirement.marker is None or requirement.marker.evaluate(environment):
-            version = str(requirement.specifier).removeprefix("==")
-            packages.append(LockedPackage(normal(requirement.name), version))
+        pin = re.fullmatch(r"==([^*,]+)", str(requirement.specifier))
+        if pin is None:
+            raise FirstlightError(f"{lock}, line {number}: no pinned version. Restore it: git checkout -- {lock}")
+        if applies:
+            packages.append(LockedPackage(normal(requirement.name), pin.group(1)))
     return packages
 
 

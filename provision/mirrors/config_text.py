@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from provision.config.toml import parse_toml
+from provision.core import yaml_text
 from provision.core.errors import SpecError
 
 if TYPE_CHECKING:
@@ -115,8 +116,10 @@ def uv_config(content: bytes, index: str | None) -> bytes:
         present = parse_toml(text)
     except ValueError as error:
         raise SpecError(f"it is not valid TOML: {error}. {_ADVICE}.") from None
-    indexes = present.get("index")
-    default = next((row for row in indexes if row.get("default")), None) if isinstance(indexes, list) else None
+    indexes = present.get("index", [])
+    if not isinstance(indexes, list) or not all(isinstance(row, dict) for row in indexes):
+        raise SpecError(f"its `index` is not a list of tables. {_ADVICE}.")
+    default = next((row for row in indexes if row.get("default")), None)
     if default is None and "index-url" not in present:
         block = [BEGIN, "[[index]]", f"url = {_quoted(index)}", "default = true", END]
         appended = _appended(text, block, _newline(text))
@@ -161,12 +164,9 @@ def _check_ini(content: bytes) -> None:
 
 
 def _load_yaml(content: bytes) -> dict[str, Any]:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     try:
-        document = YAML(typ="safe").load(content.decode("utf-8"))
-    except (UnicodeDecodeError, YAMLError, ValueError) as error:
+        document = yaml_text.load(content.decode("utf-8"))
+    except ValueError as error:
         raise SpecError(f"it is not valid YAML: {' '.join(str(error).split())}. {_ADVICE}.") from None
     if document is None:
         return {}
@@ -190,7 +190,7 @@ def _merged_yaml(content: bytes, values: Mapping[str, Any]) -> bytes:
     merging.preserve_quotes = True
     merging.width = 4096
     text = content.decode("utf-8")
-    document = merging.load(text)
+    document = merging.load(text) or {}
     for key, value in values.items():
         if _both_maps(document.get(key), value):
             document[key].update(value)
