@@ -17,8 +17,8 @@ place = $(if $(ROOT),--root "$(ROOT)") $(if $(HOST),--host "$(HOST)")
 provision = $(bootstrap) && .venv/bin/python -I -m provision
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan status verify repair doctor undo bench validate report picture test test-gpu speed check fix docs \
-	lock
+.PHONY: help setup plan status verify repair doctor undo bench validate report picture test test-gpu fuzz speed check fix \
+	docs lock
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test: test_root  ## run setup for the tests, then every test (TESTS='-n0 -x test
 test-gpu:  ## check a real card in 8 minutes, without a network (PYTHON=one with torch WHEELS=folder OUT=results)
 	@"$(PYTHON)" -I tests/gpu/check_card.py --device "$(if $(filter auto,$(DEVICE)),cuda,$(DEVICE))" \
 		$(if $(WHEELS),--wheels "$(WHEELS)") --out "$(or $(OUT),results/gpu)" $(if $(SECONDS),--seconds $(SECONDS))
+
+fuzz: toolbox  ## give every parser and command damaged files, for about a minute (EXAMPLES=2000 gives each so many)
+	@FUZZ_EXAMPLES="$(or $(EXAMPLES),100)" .venv/bin/python -I -m pytest -n auto tests/fuzz $(TESTS)
 
 speed: test_root  ## run the speed comparisons of tests/speed
 	@.venv/bin/python -I -m pytest tests/speed --benchmark-only --benchmark-disable-gc $(TESTS)

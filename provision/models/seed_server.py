@@ -135,34 +135,37 @@ class _Routes:
         """Return the response to a request."""
         if self._token is not None and not self._is_allowed(request):
             return HttpResponse(401, headers={"WWW-Authenticate": "Bearer"})
+        try:
+            path = urlsplit(request.target).path
+        except ValueError:  # an invalid IPv6 address
+            return HttpResponse(400)
         if request.method == "POST":
-            return self._paths_info(request)
+            return self._paths_info(path, request.body)
         if request.method in {"GET", "HEAD"}:
-            return self._get(request)
+            return self._get(unquote(path), request.headers.get("range", ""))
         return HttpResponse(405, headers={"Allow": "GET, HEAD, POST"})
 
-    def _get(self, request: HttpRequest) -> HttpResponse:
-        path = unquote(urlsplit(request.target).path)
+    def _get(self, path: str, range_header: str) -> HttpResponse:
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(tree|revision)/([^/]+)/?", path):
             return self._description(match.group(1), match.group(2), match.group(3))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path):
             return self._description(match.group(1), "revision", None)
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            return self._file(match.group(1), match.group(2), match.group(3), request.headers.get("range", ""))
+            return self._file(match.group(1), match.group(2), match.group(3), range_header)
         return _missing("RepoNotFound")
 
     def _is_allowed(self, request: HttpRequest) -> bool:
         sent = request.headers.get("authorization", "").encode("latin-1")
         return hmac.compare_digest(sent, f"Bearer {self._token}".encode())
 
-    def _paths_info(self, request: HttpRequest) -> HttpResponse:
+    def _paths_info(self, path: str, body: bytes) -> HttpResponse:
         """Answer `paths-info`, the listing of some files, which a caching proxy requests."""
-        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", urlsplit(request.target).path)
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/paths-info/([^/]+)", path)
         model = self._model(match.group(1), match.group(2)) if match else None
         if model is None:
             return _missing("RepoNotFound")
         with suppress(ValueError, TypeError, AttributeError, RecursionError):
-            paths = json.loads(request.body).get("paths", [])
+            paths = json.loads(body).get("paths", [])
             return _json([row for row in model.listing() if row["path"] in paths])
         return HttpResponse(400)
 
