@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError
@@ -118,7 +118,7 @@ def read(root: Root) -> LinkFile:
         content = records.read_state(root.links)
         made_at = content.get("root", str(root.path))
         rows = [
-            LinkRow(_owner(row), _text(row.get("root", made_at)), _text(row["path"]), _text(row["target"]))
+            _possible(LinkRow(_owner(row), _text(row.get("root", made_at)), _text(row["path"]), _text(row["target"])))
             for row in records.rows(content["links"])
         ]
         adopted = records.rows(content.get("adopted", []))
@@ -204,6 +204,18 @@ def _row(owner: Owner, root: Root, link: Link) -> LinkRow:
 def _order(row: LinkRow) -> tuple[str, ...]:
     owner = (row.owner.host, row.owner.home) if row.owner else ("", "")
     return (*owner, row.path, row.target)
+
+
+def _possible(row: LinkRow) -> LinkRow:
+    """Return a link that firstlight can have recorded: its target lies in the root, and its path has no `..`.
+
+    Raises:
+        ValueError: another program has written the row.
+    """
+    target, path = PurePosixPath(row.target), PurePosixPath(row.path)
+    if target.is_absolute() or ".." in (*target.parts, *path.parts) or "\0" in row.target + row.path:
+        raise ValueError("not a link that firstlight makes")
+    return row
 
 
 def _text(value: object) -> str:

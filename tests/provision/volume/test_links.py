@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -130,6 +131,26 @@ def test_relink_makes_the_missing_target_folder_of_a_link(root: Root, home: Path
     (root.path / "x").rmdir()
     assert relink(root, home).returncode == 0
     assert (root.path / "x").is_dir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": "/etc"},
+        {"target": "../../etc"},
+        {"target": "pip/../../x"},
+        {"path": "~/../other/.ssh"},
+        {"path": "a\0b"},
+    ],
+    ids=["absolute target", "target above the root", "target with ..", "path above the home", "NUL"],
+)
+def test_record_with_a_link_that_firstlight_does_not_make_is_rejected(
+    root: Root, home: Path, change: dict[str, str]
+) -> None:
+    row = {"root": str(root.path), "path": "~/.cache/pip", "target": "cache/pip"} | change
+    root.links.write_text(json.dumps({"schema": 2, "links": [row]}))
+    with pytest.raises(BlockedError, match=r"links\.json cannot be read"):
+        links.read(root)
 
 
 def test_unreadable_record_of_links_is_an_error(root: Root, home: Path) -> None:
