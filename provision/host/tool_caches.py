@@ -45,7 +45,9 @@ def places(
     bases: Sequence[Path],
     named: Sequence[Path] = (),
 ) -> dict[str, list[RelocatedFolder]]:
-    """Return {label: folders} for each entry of a host's `relocate` list.
+    """Return the folders to relocate, as {label of an entry of `relocate`: [its folders, each with source and target]}.
+
+    The label is the name of the tool, or the path of the user's folder as written.
 
     Args:
         relocate: the entries: names of tools, or folders of the user.

@@ -114,7 +114,12 @@ class HostPlan:
         return [*(self.host.relocate or []), *([self.relocated] if self.relocated is not None else [])]
 
     def with_mirrors(self, mirror: Mapping[str, str], *, nodefaults: bool) -> HostPlan:
-        """Return this plan with other mirrors: `mirror` is {tool: name of the mirror}. They are selected again."""
+        """Return this plan with other mirrors. Setup then ignores the recorded choice, and selects every mirror again.
+
+        Args:
+            mirror: {tool: name of its mirror, "auto", "keep" or "official"}.
+            nodefaults: leave conda's channel `defaults` out of conda's settings.
+        """
         return replace(self, mirror=mirror, rechoose=True, nodefaults=nodefaults)
 
     def with_adopted(self, owner: str | None) -> HostPlan:

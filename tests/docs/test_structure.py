@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from pymdownx import slugs
 
+from tests.conftest import CHECKOUT
 from tests.docs import markdown
 
 if TYPE_CHECKING:
@@ -50,6 +51,15 @@ def test_section_that_one_language_lacks_is_reported_by_its_title(number: int) -
     fewer = sections[:number] + sections[number + 1 :]
     assert differences(sections, fewer) == {"in English alone": [sections[number].title]}
     assert differences(fewer, sections) == {"in Chinese alone": [sections[number].title]}
+
+
+def test_each_promise_of_the_threat_model_names_a_test_that_exists() -> None:
+    for page in (CHECKOUT / "docs/threat-model.md", CHECKOUT / "docs/zh/threat-model.md"):
+        tables = page.read_text(encoding="utf-8").splitlines()
+        promises = [line for line in tables if line.startswith("| ") and "`tests/" in line]
+        assert len(promises) > 10
+        paths = [path for line in promises for path in re.findall(r"`(tests/[^`]+)`", line)]
+        assert [path for path in paths if not (CHECKOUT / path).exists()] == []
 
 
 @READMES

@@ -47,7 +47,7 @@ def files(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "limit", ["no-flock", "no-hardlink", "no-hardlink no-exchange", "fixed-modes", "owner", "seconds", "no-xattr"]
 )
-def test_environment_is_built_on_a_volume_with_limits_with_local_caches_if_needed(
+def test_environment_is_built_on_a_volume_that_lacks_a_feature_and_its_caches_are_local_without_flock_or_links(
     home: Path,
     limited: Limited,
     conda: conda_channel.FolderServer,
