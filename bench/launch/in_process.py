@@ -110,12 +110,12 @@ class DiffusionCase:
         """
         import torch
 
-        from bench.worker import clocks, components, sampling
+        from bench.worker import components, device_timers, sampling
         from bench.worker import memory as device_memory
 
         self.case = case
         self.weights = "real" if weights else "random"
-        self._torch, self._synchronize = torch, clocks.synchronize
+        self._torch, self._synchronize = torch, device_timers.synchronize
         with torch.no_grad():
             model = components.Model(torch, case)
             self.flops = model.flops()

@@ -17,7 +17,7 @@ from bench.core.worker_events import (
     PrecisionProbe,
     PrecisionProbed,
 )
-from bench.worker import clocks, components
+from bench.worker import components, device_timers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -233,10 +233,10 @@ class Peak:
 
 
 def _wall_seconds(torch: Any, device: str, call: Callable[[], object]) -> float:
-    clocks.synchronize(torch, device)
+    device_timers.synchronize(torch, device)
     began = time.perf_counter()
     call()
-    clocks.synchronize(torch, device)
+    device_timers.synchronize(torch, device)
     return time.perf_counter() - began
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from bench.core.errors import SkipError
 from bench.core.result import Fit
-from bench.worker import clocks, memory, sampling
+from bench.worker import device_timers, memory, sampling
 
 if TYPE_CHECKING:
     from bench.worker.components import Model
@@ -139,7 +139,7 @@ def _fits(model: Model, *, batch: int | None = None, size: int | None = None) ->
     )
     try:
         sampling.Loop(trial)(lambda: None)
-        clocks.synchronize(torch, case.device)
+        device_timers.synchronize(torch, case.device)
     except (RuntimeError, MemoryError, ValueError, SkipError):  # a value that fails for any reason counts as too large
         return False
     finally:

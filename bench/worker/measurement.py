@@ -16,10 +16,10 @@ from bench.core.result import Memory, Numerics, Phases, Result, Sample, Status, 
 from bench.core.worker_events import CardOpened, PhaseEntered, PhasesTimed, WorkPredicted
 from bench.core.worker_requests import GO, CaseRequest
 from bench.worker import (
-    clocks,
     compile_cost,
     components,
     device_probe,
+    device_timers,
     host_load,
     libraries,
     max_size,
@@ -128,7 +128,7 @@ class _Sampled:
 class _Meters:
     """Hold what measures while the loop runs: the device's clock, the memory peaks, and the peak rate."""
 
-    clock: clocks.Clock
+    clock: device_timers.Clock
     memory: device_memory.Peaks
     peak: device_probe.Peak
 
@@ -141,7 +141,7 @@ def _run_stages(job: Job, imports_seconds: float) -> None:
     if not cost.is_slow:
         peak.measure()
     loaded = _load(job, imported)
-    clock = clocks.clock_for(torch, device)
+    clock = device_timers.clock_for(torch, device)
     memory = device_memory.Peaks(torch, device)
     first = _make_first_image(job, imported, cost, loaded, clock)
     sampled = _take_samples(job, cost, loaded, first, _Meters(clock, memory, peak))
@@ -234,14 +234,14 @@ def _load(job: Job, imported: _Imported) -> _Loaded:
     began = time.perf_counter()
     imported.model.load({name: Path(folder) for name, folder in job.request.weights.items()})
     loop = sampling.Loop(imported.model)
-    clocks.synchronize(imported.torch, job.case.device)
+    device_timers.synchronize(imported.torch, job.case.device)
     seconds = time.perf_counter() - began
     job.so_far.add(notes=loop.notes)
     return _Loaded(loop, seconds, device_memory.host_peak_bytes() if device_memory.reset_host_peak() else None)
 
 
 def _make_first_image(
-    job: Job, imported: _Imported, cost: _PredictedCost, loaded: _Loaded, clock: clocks.Clock
+    job: Job, imported: _Imported, cost: _PredictedCost, loaded: _Loaded, clock: device_timers.Clock
 ) -> _FirstImage:
     job.emit(PhaseEntered("first image"))
     check_time = predicted_time.time_check(
@@ -329,7 +329,7 @@ def _check(job: Job, cost: _PredictedCost, loaded: _Loaded, first: _FirstImage, 
     shares = timing.PhaseTimer(torch, job.case.device, loop.parts)
     with device_memory.UssPeak() as uss, numerics.first_evaluation(unet) as kept, shares:
         _, raw = loop(lambda: None)
-        clocks.synchronize(torch, job.case.device)
+        device_timers.synchronize(torch, job.case.device)
     job.so_far.add(
         shares=shares.seconds(),
         shares_of_seconds=time.perf_counter() - began,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from bench.core.worker_events import Emit
-    from bench.worker.clocks import Clock
+    from bench.worker.device_timers import Clock
 
 MAX_SAMPLES = 60
 STEADY = 0.02

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from provision.core.errors import BlockedError, SpecError
 from provision.environments.prefix import size_bytes
-from provision.volume import relink
+from provision.volume import link_files
 from provision.volume.environment_marker import read_owner
 from provision.volume.journal_acts import EnvironmentRemoval
 
@@ -57,7 +57,7 @@ def remove(prefix: Path, root: Root, home: Path, journal: Journal) -> None:
     link = home / ".conda" / "envs" / prefix.name
     if link.is_symlink() and link.readlink() == prefix:
         link.unlink()
-    relink.forget(root, home, link)
+    link_files.forget(root, home, link)
     prefix.rename(renamed)
     shutil.rmtree(renamed)
 

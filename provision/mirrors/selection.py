@@ -12,7 +12,7 @@ from provision.core.errors import FirstlightError
 from provision.core.step import Check, State
 from provision.installers import pip_settings
 from provision.mirrors import chosen_mirrors
-from provision.mirrors import probe as mirror_probe
+from provision.mirrors import probe_all as mirror_probe
 from provision.mirrors.chosen_mirrors import OFFICIAL, MirrorChoice, MirrorRecord, MirrorSource
 from provision.mirrors.tools import all_tools
 from provision.mirrors.tools.tool import MachineSettings

@@ -16,7 +16,7 @@ from provision.fs.merge_tree import MergeEntry, TreeMerge, open_parent
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import preflight
 from provision.relocation.undo_move import kept_for
-from provision.volume import relink, volume_capabilities
+from provision.volume import link_files, volume_capabilities
 from provision.volume.journal_acts import LinkReplacement, MergeCleanup, MergeSplit
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class UndoMergeStep:
             if source_parent.readlink(self.pair.aside.name) in self._targets:
                 source_parent.unlink(self.pair.aside.name)
             merged.sync_file_system()
-        relink.forget(self.root, self.home, source)
+        link_files.forget(self.root, self.home, source)
 
     def _separate(self, merged: OpenDir, source_parent: OpenDir, entries: Sequence[MergeEntry]) -> None:
         """Delete from the merged folder on the volume each entry that the old path has with the same content."""

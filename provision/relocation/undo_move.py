@@ -16,7 +16,7 @@ from provision.relocation import preflight
 from provision.relocation.move import FolderMove
 from provision.relocation.move_pair import MovePair
 from provision.volume import journal_acts as acts
-from provision.volume import relink, volume_capabilities
+from provision.volume import link_files, volume_capabilities
 from provision.volume.changes import make_folders
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class UndoMove:
                 self.pair.aside.unlink()  # a killed move has made this link under its temporary name
             tree.remove(target_parent, self.pair.partial.name)
             target_parent.sync()
-        relink.forget(self.root, self.home, source)
+        link_files.forget(self.root, self.home, source)
 
     @property
     def _kept(self) -> KeptMetadata:

@@ -20,7 +20,7 @@ from provision.models.hubs import Hubs
 from provision.models.snapshots import SnapshotStep
 from provision.models.step import ModelStep
 from provision.relocation.login_step import LoginStep
-from provision.relocation.relink_step import LinksByHand, RecordStep
+from provision.relocation.record_step import LinksByHand, RecordStep
 from provision.relocation.step import Claim, RelocateStep
 from provision.volume import adoption as adoptions
 from provision.volume import links, marker

@@ -51,7 +51,8 @@ def require_own(run: str, run_acts: Sequence[ReadAct], root: Root, home: Path, e
         BlockedError: a path lies elsewhere; the message has the path and the file of the journal.
     """
     named = [environ[name] for name in _FILES if environ.get(name)]
-    files = {*named, *map(os.path.realpath, (*named, *(home / name for name in _IN_HOME)))}
+    real = [os.path.realpath(path) for path in [*named, *(str(home / name) for name in _IN_HOME)]]
+    files = {*named, *real}
     folders = [root.path, home, *(Path(environ[name]) for name in _FOLDERS if environ.get(name))]
     for act in run_acts:
         foreign = next((path for path in _in_root(act) if not _is_inside(path, [root.path])), None)

@@ -13,7 +13,7 @@ from provision.fs.atomic import write_atomic
 from provision.fs.open_dir import OpenDir, link_target
 from provision.relocation import outgoing_links, preflight
 from provision.relocation.undo_move import kept_for
-from provision.volume import home_record, relink, variables
+from provision.volume import home_record, link_files, variables
 from provision.volume import journal_acts as acts
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class UndoLink(_UndoStep):
             if self.was:
                 parent.symlink(self.path.name, self.was)
             parent.sync()
-        relink.forget(self.root, self.home, self.path)
+        link_files.forget(self.root, self.home, self.path)
 
 
 class UndoFile(_UndoStep):

@@ -31,7 +31,7 @@ BARE = """
 import json, sys, time
 import torch
 from diffusers import DDIMScheduler
-from bench.worker import clocks, components, sampling, timing
+from bench.worker import device_timers, components, sampling, timing
 from bench.core.result import Case
 torch.set_grad_enabled(False)
 case = Case("ddpm-cat-256", "cpu", "fp32", "ddim", 4, 1, 64, 64)
@@ -48,7 +48,7 @@ def bare():
         image = scheduler.step(unet(image, step).sample, step, image).prev_sample
     return time.perf_counter() - began
 def harness():
-    (sample,) = timing.take(loop, clocks.HostClock(), lambda images: not images.every, lambda event: None).every
+    (sample,) = timing.take(loop, device_timers.HostClock(), lambda images: not images.every, lambda event: None).every
     return sample.seconds
 bare(), harness()
 pairs = []

@@ -14,7 +14,7 @@ import requests
 
 from provision.installers import uv as uv_installer
 from provision.lockfiles import requirements
-from provision.mirrors import failover_proxy, probe
+from provision.mirrors import failover_proxy, probe_all
 from provision.mirrors.chosen_mirrors import MirrorSource
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_mirror import ProbeTarget
@@ -75,9 +75,9 @@ def test_time_of_probing_37_mirrors_of_which_half_stall_against_one_after_anothe
     }
     began = time.perf_counter()
     for target in targets:
-        probe.probe([target], probe_files, session)
+        probe_all.probe([target], probe_files, session)
     one_after_another = time.perf_counter() - began
-    benchmark.pedantic(lambda: probe.probe(targets, probe_files, session), rounds=3)
+    benchmark.pedantic(lambda: probe_all.probe(targets, probe_files, session), rounds=3)
     stats = benchmark.stats
     assert stats is not None
     benchmark.extra_info |= {"in_turn_s": one_after_another, "ratio": stats.stats.median / one_after_another}

@@ -16,7 +16,7 @@ import pytest
 from provision.core.layout import Root
 from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import RelocateStep
-from provision.volume import relink
+from provision.volume import link_files
 from provision.volume.journal import Journal
 from provision.volume.links import Link
 from provision.volume.marker import VolumeStep
@@ -132,7 +132,7 @@ def test_time_of_relink_sh_for_ten_links_after_a_wipe_and_unchanged(
 ) -> None:
     root = Root(tmp_path / "root")
     VolumeStep(root, [], Journal(root.journal)).apply()
-    relink.write(root, home, [Link(home / f".cache/{n}", root.cache / f"{n}") for n in range(10)])
+    link_files.write(root, home, [Link(home / f".cache/{n}", root.cache / f"{n}") for n in range(10)])
     argv: list[object] = ["sh", root.relink, "-q"]
     seconds(argv)
 
@@ -172,7 +172,7 @@ def test_time_of_provision_repair_after_a_wipe(
         VolumeStep(root, [], Journal(root.journal)).apply()
         for number in range(broken):
             (root.cache / f"{number}").mkdir(parents=True)
-        relink.write(root, home, [Link(home / f"links/{n}", root.cache / f"{n}") for n in range(broken)])
+        link_files.write(root, home, [Link(home / f"links/{n}", root.cache / f"{n}") for n in range(broken)])
         (tmp_path / "envs/plain").mkdir(parents=True)
         (tmp_path / "envs/plain/requirements.in").write_text("")
         (tmp_path / "envs/plain/requirements.lock").write_text("")

@@ -19,7 +19,7 @@ from provision.fs import copy_file
 from provision.fs.atomic import PART
 from provision.host.tool_caches import RelocatedFolder
 from provision.relocation import move, move_pair, preflight
-from provision.relocation.relink_step import RecordStep
+from provision.relocation.record_step import RecordStep
 from provision.relocation.step import RelocateStep
 from provision.setup import undo as undo_runs
 from provision.volume.journal import Journal

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.core.errors import SkipError
 from bench.core.result import Case
 from bench.core.validation_records import Reading
-from bench.worker import clocks, components, device_probe, numerics, sampling
+from bench.worker import components, device_probe, device_timers, numerics, sampling
 from bench.worker.checks import device as checked_device
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _image(images: _SampledModel, variant: components.Model, time_: _Time) -> tu
     """Make one image; return the seconds of each of its steps, and whether all its numbers are finite."""
     images.device.wait()
     components.set_precision(variant.torch, variant.case.dtype)
-    clock = clocks.clock_for(variant.torch, images.device.name)
+    clock = device_timers.clock_for(variant.torch, images.device.name)
     make = sampling.Loop(variant)
     clock.start()
     pixels, raw = make(_call_both(clock.mark, _time_check(images, variant.case, time_)))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bench.core.result import Memory
-from bench.worker import clocks, host_load, memory
+from bench.worker import device_timers, host_load, memory
 from tests.conftest import CHECKOUT
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 def test_host_clock_returns_the_seconds_of_a_loop_and_of_the_steps_between_its_marks() -> None:
     times = iter([10.0, 11.0, 13.0, 16.0, 20.0])
-    clock = clocks.HostClock(lambda: next(times))
+    clock = device_timers.HostClock(lambda: next(times))
     clock.start()
     for _ in range(3):
         clock.mark()
@@ -33,7 +33,7 @@ def test_host_clock_returns_the_seconds_of_a_loop_and_of_the_steps_between_its_m
 
 def test_host_clock_can_time_a_second_loop() -> None:
     times = iter(float(second) for second in range(100))
-    clock = clocks.HostClock(lambda: next(times))
+    clock = device_timers.HostClock(lambda: next(times))
     for _ in range(2):
         clock.start()
         clock.mark()
@@ -43,7 +43,7 @@ def test_host_clock_can_time_a_second_loop() -> None:
 
 def test_host_clock_returns_no_steps_for_a_loop_without_marks() -> None:
     times = iter([1.0, 3.5])
-    clock = clocks.HostClock(lambda: next(times))
+    clock = device_timers.HostClock(lambda: next(times))
     clock.start()
     assert clock.stop() == (2.5, ())
 
@@ -82,7 +82,7 @@ class Event:
 
 def test_cuda_clock_synchronizes_only_at_the_start_and_the_end_of_a_loop() -> None:
     cuda = Cuda()
-    clock = clocks.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
+    clock = device_timers.CudaClock(SimpleNamespace(cuda=cuda), "cuda:1")
     clock.start()
     for _ in range(3):
         clock.mark()
@@ -101,7 +101,7 @@ def test_cuda_clock_synchronizes_only_at_the_start_and_the_end_of_a_loop() -> No
 
 
 def test_cuda_clock_can_time_a_second_loop() -> None:
-    clock = clocks.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
+    clock = device_timers.CudaClock(SimpleNamespace(cuda=Cuda()), "cuda:0")
     for expected in (0.003, 0.007):
         clock.start()
         clock.mark()
@@ -111,10 +111,10 @@ def test_cuda_clock_can_time_a_second_loop() -> None:
 
 @pytest.mark.parametrize(
     ("device", "kind"),
-    [("cpu", clocks.HostClock), ("cuda:0", clocks.CudaClock), ("cuda:7", clocks.CudaClock)],
+    [("cpu", device_timers.HostClock), ("cuda:0", device_timers.CudaClock), ("cuda:7", device_timers.CudaClock)],
 )
 def test_clock_of_a_cpu_is_the_host_clock_and_of_a_gpu_the_cuda_clock(device: str, kind: type) -> None:
-    assert isinstance(clocks.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
+    assert isinstance(device_timers.clock_for(SimpleNamespace(cuda=Cuda()), device), kind)
 
 
 # Runs in a new process, because earlier tests have raised the peak memory of this one. mmap returns its memory to the
@@ -255,7 +255,7 @@ def test_uss_peak_includes_the_memory_that_this_process_allocates() -> None:
 
 def test_queue_clock_waits_for_the_device_at_the_start_and_the_end_of_a_loop() -> None:
     times, waits = itertools.count(), []
-    clock = clocks.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
+    clock = device_timers.QueueClock(lambda: waits.append(0), lambda: float(next(times)))
     clock.start()
     clock.mark()
     assert clock.stop() == (1.0, ())

@@ -9,27 +9,27 @@ import pytest
 
 from bench.core import stats
 from bench.core.worker_events import SampleTaken
-from bench.worker import clocks, timing
+from bench.worker import device_timers, timing
 from tests.clock import Ticking
 
 if TYPE_CHECKING:
     from bench.core.worker_events import WorkerEvent
 
 
-def clock_of(*seconds: float) -> clocks.HostClock:
+def clock_of(*seconds: float) -> device_timers.HostClock:
     """Return a clock by which the n-th image takes the n-th of these seconds, in a cycle."""
     durations = itertools.cycle(seconds)
     # The clock is read when a loop starts and when it stops.
     steps = itertools.chain.from_iterable((0.0, next(durations)) for _ in itertools.count())
     readings = itertools.accumulate(steps)
-    return clocks.HostClock(lambda: next(readings))
+    return device_timers.HostClock(lambda: next(readings))
 
 
 FAR = float("inf")
 
 
 def timed_images(
-    clock: clocks.Clock, share: float, loop: Any = lambda _: None
+    clock: device_timers.Clock, share: float, loop: Any = lambda _: None
 ) -> tuple[timing.TimedImages, list[WorkerEvent]]:
     """Time images until the `share` of seconds is used up or enough are made; return them, and the events sent."""
     events: list[WorkerEvent] = []
@@ -87,7 +87,7 @@ def test_slow_samples_in_between_lead_to_more_samples() -> None:
 
 def test_loop_calls_the_mark_of_the_clock_for_its_steps() -> None:
     times = itertools.count()
-    clock = clocks.HostClock(lambda: float(next(times)))
+    clock = device_timers.HostClock(lambda: float(next(times)))
 
     def loop(mark: Any) -> None:
         mark()

@@ -12,7 +12,7 @@ import requests
 from provision.config import models, toml
 from provision.config.torch import Variant
 from provision.lockfiles import conda_lock, requirements
-from provision.mirrors import probe, probe_mirror
+from provision.mirrors import probe_all, probe_mirror
 from provision.mirrors.probe_files import ProbeFile
 from provision.mirrors.probe_mirror import ProbeResult, ProbeTarget
 from provision.mirrors.probe_needs import ProbeNeeds
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def _long_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make all time limits so long that only the servers decide the result, also on a slow machine."""
     for name in ("_FIRST_RESPONSE_SECONDS", "_TOTAL_SECONDS"):
-        monkeypatch.setattr(probe, name, 600.0)
+        monkeypatch.setattr(probe_all, name, 600.0)
     for name in ("_CONNECT_SECONDS", "_READ_SECONDS", "_RATE_SECONDS"):
         monkeypatch.setattr(probe_mirror, name, 600.0)
 
@@ -94,7 +94,7 @@ def probe_indexes(
 ) -> dict[str, ProbeResult]:
     """Probe servers as indexes with these wheels as probe files; return {name of the server: result}."""
     targets = [ProbeTarget("pip", name, f"{server.url}/simple", **options) for name, server in servers.items()]
-    results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, new_session)
+    results = probe_all.probe(targets, {"pip": [probe_file_of(file) for file in files]}, new_session)
     return {result.target.name: result for result in results}
 
 
@@ -180,7 +180,7 @@ class TestPip:
         self, serve: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = ThreadClock()
-        for module in (probe, probe_mirror):
+        for module in (probe_all, probe_mirror):
             monkeypatch.setattr(module, "time", clock)
         servers = {
             "fast, lacks one": serve(index(files[:2])),
@@ -207,7 +207,7 @@ class TestPip:
         for number in range(37):
             faults = [Fault(stall=True)] if number % 2 else []
             targets.append(ProbeTarget("pip", f"m{number}", f"{serve(content, *faults).url}/simple"))
-        results = probe.probe(targets, {"pip": [probe_file_of(file) for file in files]}, session)
+        results = probe_all.probe(targets, {"pip": [probe_file_of(file) for file in files]}, session)
         assert [result.error for result in results[1::2]] == ["stops sending data (timeout)"] * 18
         assert len(rank(results)) == 19
 
@@ -226,8 +226,8 @@ class TestPip:
 
         test_is_over = threading.Event()
         monkeypatch.setattr(requests.Session, "get", block)
-        monkeypatch.setattr(probe, "_FIRST_RESPONSE_SECONDS", 0.1)
-        for module in (probe, probe_mirror):
+        monkeypatch.setattr(probe_all, "_FIRST_RESPONSE_SECONDS", 0.1)
+        for module in (probe_all, probe_mirror):
             monkeypatch.setattr(module, "time", Standing())
         result = probe_indexes(files, {"m": serve({})})["m"]
         test_is_over.set()
@@ -283,7 +283,7 @@ class TestConda:
         }
         server = serve(content, *([fault] if fault else []))
         target = ProbeTarget("conda", "m", f"{server.url}", channels={"conda-forge": f"{server.url}/c"})
-        (result,) = probe.probe([target], {"conda": self.probe_files(big, small)}, session)
+        (result,) = probe_all.probe([target], {"conda": self.probe_files(big, small)}, session)
         assert (result.error or "").endswith(error or "")
         assert (result.error is None) == (error is None)
         assert result.missing == missing
@@ -302,7 +302,7 @@ def test_probe_of_a_hub_uses_pinned_files_and_reports_the_host_of_the_redirect_t
         ProbeFile("w", "", "pinned", frozenset({"0" * 64}), len(weights), path[1:]),
         ProbeFile("c", "", "pinned", frozenset({git_sha1(config)}), 2, "o/m/resolve/abc/c.json", "git_sha1"),
     ]
-    (result,) = probe.probe([ProbeTarget("hf", "m", hub.url, redirects=True)], {"hf": pinned}, session)
+    (result,) = probe_all.probe([ProbeTarget("hf", "m", hub.url, redirects=True)], {"hf": pinned}, session)
     assert (result.is_complete, result.final_host) == (True, data.url.removeprefix("http://"))
     assert "Authorization" not in str(hub.seen)
 
@@ -317,7 +317,7 @@ def test_probe_detects_whether_a_torch_mirror_is_an_index_or_a_find_links_page(
     page = "/whl/torch/" if actual_kind == "index" else "/whl/"
     server = serve({page: link, f"/files/{wheel.name.replace('+', '%2B')}": wheel.read_bytes()})
     target = ProbeTarget("torch", "m", f"{server.url}/whl", kind)
-    (result,) = probe.probe([target], {"torch": [probe_file_of(wheel)]}, session)
+    (result,) = probe_all.probe([target], {"torch": [probe_file_of(wheel)]}, session)
     assert (result.error, result.kind, result.held) == (None, actual_kind, 1)
 
 

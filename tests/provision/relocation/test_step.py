@@ -17,7 +17,7 @@ from provision.core.layout import Root
 from provision.core.step import State
 from provision.host.tool_caches import RelocatedFolder
 from provision.relocation.step import Claim, RelocateStep
-from provision.volume import relink
+from provision.volume import link_files
 from provision.volume.journal import Journal
 from tests.provision import random_trees
 from tests.provision.folder_moves import leftovers, relocation_step, target
@@ -119,7 +119,7 @@ def test_link_to_the_former_mount_point_of_the_volume_is_corrected(
 ) -> None:
     former = relocation_step(source, tmp_path / "former")
     former.apply()
-    relink.write(former.root, home, former.linked())
+    link_files.write(former.root, home, former.linked())
     shutil.copytree(former.root.path, volume, dirs_exist_ok=True)
     shutil.rmtree(former.root.path)
     step = relocation_step(source, volume)
@@ -135,7 +135,7 @@ def test_link_that_the_user_changed_after_the_relocation_is_left_unchanged(
 ) -> None:
     step = relocation_step(source, volume)
     step.apply()
-    relink.write(step.root, home, step.linked())
+    link_files.write(step.root, home, step.linked())
     source.unlink()
     (tmp_path / "elsewhere").mkdir()
     source.symlink_to(tmp_path / "elsewhere")

@@ -19,7 +19,7 @@ from provision.environments.step import EnvStep
 from provision.host.tool_caches import RelocatedFolder
 from provision.lockfiles.folder import LockFolder
 from provision.models.snapshots import SnapshotStep
-from provision.relocation.relink_step import RecordStep
+from provision.relocation.record_step import RecordStep
 from provision.relocation.step import RelocateStep
 from provision.setup import undo
 from provision.volume import variables

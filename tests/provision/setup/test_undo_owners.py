@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,59 +17,11 @@ from provision.volume.link_uses import LinkUse, link_uses, of_others, read_journ
 from provision.volume.owner import Owner
 from tests.conftest import CHECKOUT
 from tests.provision import random_trees
-from tests.provision.run_command import provision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@dataclass
-class Hosts:
-    """Runs commands on one volume as several hosts, each with its own home."""
-
-    base: Path
-    volume: Path
-    envs: Path
-    patch: pytest.MonkeyPatch
-
-    @property
-    def root(self) -> Root:
-        return Root(self.volume)
-
-    def home(self, name: str) -> Path:
-        folder = self.base / f"home of {name}"
-        folder.mkdir(exist_ok=True)
-        return folder
-
-    def run(self, name: str, *words: object, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `provision` with this host name and, unless `home` is given, with that host's home."""
-        flags = ["--root", self.volume, "--host", self.base / "host.toml"]
-        flags += ["--envs", self.envs] if words[0] != "undo" else []
-        self.patch.setattr(platform, "node", lambda: name)
-        return provision(*words, *flags, env={"HOME": str(home or self.home(name))})
-
-    def good(self, name: str, *words: object, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-        completed = self.run(name, *words, home=home)
-        assert completed.returncode == 0, completed.stdout + completed.stderr
-        return completed
-
-    def relocated(self, name: str, folder: str, content: str, to: str) -> Path:
-        """Make a folder with one file in the home of a host, relocate the folder, and return its path in the home."""
-        path = self.home(name) / folder
-        path.mkdir()
-        (path / f"of {name}").write_text(content)
-        self.good(name, "relocate", path, "--to", to)
-        return path
-
-    def runs(self) -> list[dict[str, str]]:
-        listed: list[dict[str, str]] = json.loads(self.good("any", "undo", "--list", "--json").stdout)["runs"]
-        return listed
-
-
-@pytest.fixture
-def hosts(tmp_path: Path, envs: Path, volume: Path, monkeypatch: pytest.MonkeyPatch) -> Hosts:
-    (tmp_path / "host.toml").write_text('models = []\nrelocate = ["pip"]\n')
-    return Hosts(tmp_path, volume, envs, monkeypatch)
+    from tests.provision.setup.several_hosts import Hosts
 
 
 def entries_of(*folders: Path) -> dict[str, object]:
@@ -229,55 +179,6 @@ def test_undo_interrupted_while_it_copies_a_folder_back_is_completed_by_the_next
     assert (of_a / "of a").read_text() == "by a"
     assert (of_b / "of b").read_text() == "by b"
     assert list(of_a.parent.glob(".*.firstlight-*")) == []
-
-
-def made_empty(hosts: Hosts) -> Path:
-    """Let setup make an empty ~/work on the volume, save a file through its link, and return the path in the home."""
-    folders = 'relocate = ["pip", {path = "~/work", to = "work"}]'
-    (hosts.base / "host.toml").write_text(f'models = []\nmirror = "keep"\n{folders}\n')
-    hosts.run("a", "setup", "--offline")
-    work = hosts.home("a") / "work"
-    assert work.readlink() == hosts.volume / "work"
-    (work / "deep").mkdir()
-    (work / "deep/file").write_text("saved through the link")
-    (hosts.home("a") / ".cache/pip/wheel").write_text("a download")
-    return work
-
-
-def test_undo_moves_files_home_that_were_saved_in_a_folder_which_setup_made_empty(hosts: Hosts) -> None:
-    work = made_empty(hosts)
-    assert "move" in hosts.run("a", "undo", "--dry-run").stdout
-    hosts.good("a", "undo")
-    assert not work.is_symlink()
-    assert (work / "deep/file").read_text() == "saved through the link"
-    assert not (hosts.volume / "work").exists()
-    assert (hosts.root.cache / "pip/wheel").read_text() == "a download", "the content of a tool's cache stays"
-    assert not (hosts.home("a") / ".cache/pip").exists()
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_undo_killed_while_it_moves_such_a_folder_home_is_completed_by_the_next_undo(
-    hosts: Hosts, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    """Interrupt the undo at one of its first renames."""
-    from provision.fs.open_dir import OpenDir
-
-    work = made_empty(hosts)
-    rename, left = OpenDir.rename, [number]
-
-    def interrupt(self: OpenDir, name: str, other: OpenDir, new: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise KeyboardInterrupt
-        rename(self, name, other, new)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(OpenDir, "rename", interrupt)
-        hosts.run("a", "undo")
-    hosts.run("a", "undo")
-    assert not work.is_symlink()
-    assert (work / "deep/file").read_text() == "saved through the link"
-    assert not (hosts.volume / "work").exists()
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from provision.core.errors import BlockedError
 from provision.core.layout import Root
 from provision.core.step import State
 from provision.relocation.login_step import BEGIN, END, LoginStep
+from provision.volume import link_files as relink_files
 from provision.volume import links, relink_script, variables
-from provision.volume import relink as relink_files
 from provision.volume.journal import Journal
 from provision.volume.links import Link, LinkFile
 from provision.volume.marker import VolumeStep

@@ -12,7 +12,7 @@ import pytest
 
 from provision.core.errors import SpecError
 from provision.core.layout import Root
-from provision.volume import adoption, links, relink
+from provision.volume import adoption, link_files, links
 from provision.volume.adoption import Adoption
 from provision.volume.journal import Journal
 from provision.volume.links import Link
@@ -68,20 +68,20 @@ def test_host_that_records_its_links_keeps_those_of_another_host_byte_for_byte(
     root: Root, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_host(monkeypatch, "a")
-    relink.write(root, home, [Link(home / "work", root.path / "work")])
+    link_files.write(root, home, [Link(home / "work", root.path / "work")])
     first = json.loads(root.links.read_text())["links"]
     on_host(monkeypatch, "b")
     assert links.recorded(root, current(home)) == []
-    relink.write(root, home, [Link(home / ".cache/pip", root.cache / "pip")])
+    link_files.write(root, home, [Link(home / ".cache/pip", root.cache / "pip")])
     both = root.links.read_bytes(), root.relink.read_bytes()
     assert json.loads(both[0])["links"][:1] == first
-    relink.forget(root, home, home / "work")
+    link_files.forget(root, home, home / "work")
     assert root.links.read_bytes() == both[0], "the link of another owner is not forgotten"
     work, pip = Link(home / "work", root.path / "work"), Link(home / ".cache/pip", root.cache / "pip")
     for host, link in (("a", work), ("b", pip)):
         on_host(monkeypatch, host)
         assert links.recorded(root, current(home)) == [link]
-        relink.write(root, home, [link])
+        link_files.write(root, home, [link])
         assert (root.links.read_bytes(), root.relink.read_bytes()) == both, "no host changes the files again"
 
 
@@ -92,12 +92,12 @@ def test_two_hosts_with_different_mount_points_do_not_rewrite_each_others_links(
     other.path.symlink_to(root.path)
     for host, mounted in (("a", root), ("b", other)):
         on_host(monkeypatch, host)
-        relink.write(mounted, home, [Link(home / "x", mounted.path / "x")])
+        link_files.write(mounted, home, [Link(home / "x", mounted.path / "x")])
     before = root.links.read_bytes(), root.relink.read_bytes()
     for host, mounted in (("a", root), ("b", other)) * 2:
         on_host(monkeypatch, host)
         assert links.recorded(mounted, current(home)) == [Link(home / "x", mounted.path / "x")]
-        relink.write(mounted, home, [Link(home / "x", mounted.path / "x")])
+        link_files.write(mounted, home, [Link(home / "x", mounted.path / "x")])
         assert (root.links.read_bytes(), root.relink.read_bytes()) == before
 
 
@@ -107,7 +107,7 @@ def test_relink_makes_the_links_of_the_current_host_and_home_only(
 ) -> None:
     for host, folder, name in (("a", home, "of a"), ("b", home, "of b"), ("a", other_home, "of another home")):
         on_host(monkeypatch, host)
-        relink.write(root, folder, [Link(folder / name, root.path / name)])
+        link_files.write(root, folder, [Link(folder / name, root.path / name)])
     for host, folder, name in (("b", home, "of b"), ("a", other_home, "of another home"), ("a", home, "of a")):
         done = run_on(host, root, folder, shell=shell)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -121,7 +121,7 @@ def test_relink_on_a_host_without_recorded_links_names_the_owners_and_makes_no_l
     root: Root, home: Path, shell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_host(monkeypatch, "a")
-    relink.write(root, home, [Link(home / "x", root.path / "x")])
+    link_files.write(root, home, [Link(home / "x", root.path / "x")])
     for flags in ((), ("-q",)):
         done = run_on("c", root, home, *flags, shell=shell)
         assert (done.returncode, done.stderr) == (3, "")
@@ -136,7 +136,7 @@ def test_relink_makes_links_of_an_unknown_owner_only_where_no_entry_exists(
 ) -> None:
     write_schema_1(root, *((f"~/{name}", name) for name in ("empty", "file", "folder", "free", "link", "right")))
     content = links.read(root)
-    relink.write(root, home, [])
+    link_files.write(root, home, [])
     assert links.read(root) == content
     (home / "empty").mkdir()
     (home / "folder").mkdir()
@@ -168,11 +168,11 @@ def test_recorded_link_of_an_unknown_owner_becomes_that_of_the_home_that_has_the
         Link(home / "other", root.path / "other"),
         Link(home / "work", root.path / "work"),
     ]
-    relink.write(root, home, [Link(home / "work", root.path / "work")])
+    link_files.write(root, home, [Link(home / "work", root.path / "work")])
     assert links.recorded(root, current(home)) == [Link(home / "work", root.path / "work")]
     (row,) = links.read(root).of(None)
     assert (row.path, row.root) == ("~/other", "/earlier")
-    relink.forget(root, home, home / "other")
+    link_files.forget(root, home, home / "other")
     assert links.of_unknown_owner(root, other_home) == [], "a link that was undone is also removed from the old record"
 
 
@@ -181,7 +181,7 @@ def test_links_that_are_adopted_belong_to_the_new_host_in_every_record(
 ) -> None:
     on_host(monkeypatch, "pod-1")
     old = current(home)
-    relink.write(root, home, [Link(home / "work", root.path / "work"), Link(home / "x", root.path / "old x")])
+    link_files.write(root, home, [Link(home / "work", root.path / "work"), Link(home / "x", root.path / "old x")])
     for name in ("pod-2", "pod-3"):
         on_host(monkeypatch, name)
         new = current(home)
@@ -192,7 +192,7 @@ def test_links_that_are_adopted_belong_to_the_new_host_in_every_record(
         assert adoption.resolve(root, old.host, new) == adoption.resolve(root, f":{home}", new) == old
         adopted = Adoption(old).with_links(root, new)
         assert adopted == [Link(home / "work", root.path / "work"), Link(home / "x", root.path / "old x")]
-        relink.write(root, home, adopted, old)
+        link_files.write(root, home, adopted, old)
         assert links.recorded(root, new) == adopted
         assert links.recorded(root, old) == []
         assert adoption.candidates(root, new) == []
@@ -202,7 +202,7 @@ def test_links_that_are_adopted_belong_to_the_new_host_in_every_record(
         "pod-1": "pod-3", "pod-2": "pod-3",
     }  # fmt: skip
     on_host(monkeypatch, "pod-1")
-    relink.write(root, home, [Link(home / "y", root.path / "y")])
+    link_files.write(root, home, [Link(home / "y", root.path / "y")])
     assert [earlier.host for earlier, _ in links.read(root).adopted] == ["pod-2"], (
         "a host that writes links again is no longer recorded as adopted"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from provision.core.step import Check, State
-from provision.volume import links, relink
+from provision.volume import link_files, links
 from provision.volume.adoption import Adoption
 from provision.volume.journal_acts import LinkRecord
 from provision.volume.owner import current
@@ -70,7 +70,7 @@ class RecordStep:
         expected = self._links()
         if not expected and not self.root.links.exists():
             return Check(State.OK, "there are no links to restore")
-        for path, content in relink.files(self.root, self.home, expected, self.adoption.owner).items():
+        for path, content in link_files.files(self.root, self.home, expected, self.adoption.owner).items():
             if not path.exists() or path.read_bytes() != content:
                 return Check(State.DRIFTED, f"{path} does not list the current links", self.adoption.note)
         return Check(
@@ -82,7 +82,7 @@ class RecordStep:
         expected = self._links()
         for link in expected - set(links.recorded(self.root, current(self.home))):
             self.journal.record(LinkRecord(link.path, link.target))
-        relink.write(self.root, self.home, expected, self.adoption.owner)
+        link_files.write(self.root, self.home, expected, self.adoption.owner)
 
     def _links(self) -> set[links.Link]:
         in_place = {link for step in self.steps for link in step.linked()}
