@@ -8,6 +8,7 @@ have the right to write them.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import stat
 import sys
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 VARIABLE = "FIRSTLIGHT_TRUST_VOLUME"  # "1": the user trusts everybody who can write to the volume
 _SCRATCH = ".firstlight-probe-"  # as in provision.fs.capabilities, which deletes those of killed runs
 _PERSONS = range(1000, 60_001)  # the ids of people's accounts; source: UID_MIN and UID_MAX in login.defs
+_LOCK = re.compile(r"(^|\.)lock(\.|$)")  # lock, lock.lease-1, .model-pins.json.lock
 _NO_LOGIN = ("nologin", "false", "sync")
 
 
@@ -128,11 +130,11 @@ def _upwards(path: Path) -> Iterator[Path]:
 def _records(root: Root) -> Iterator[Path]:
     """Yield the files and folders of the records.
 
-    The journals and backups lie in private folders. Every user may write to the run lock and its claims, which hold no
+    The journals and backups lie in private folders. Every user may write to lock files and claims, which hold no
     commands.
     """
     with suppress(OSError), os.scandir(root.state) as entries:
-        yield from (Path(entry.path) for entry in entries if not entry.name.startswith(root.lock.name))
+        yield from (Path(entry.path) for entry in entries if not _LOCK.search(entry.name))
 
 
 def _judge_record(path: Path, root: Root, trusted: _Trusted) -> Distrust | None:

@@ -9,7 +9,8 @@ import pytest
 from provision.cli.common import BriefOutputFlags, OutputFlags, OutputOptions
 from tests.provision.run_command import provision
 
-PLACE = "--root --host --envs"  # PlaceFlags
+ROOT = "--root --host --trust-volume"  # RootFlags
+PLACE = "--root --host --envs --trust-volume"  # PlaceFlags
 BRIEF = "--wait --json --quiet --no-color"  # BriefOutputFlags
 OUTPUT = "--wait --json --quiet --verbose --no-color"  # OutputFlags
 FLAGS = {
@@ -20,13 +21,13 @@ FLAGS = {
     "repair": f"{PLACE} --offline --adopt {OUTPUT} --dry-run",
     "doctor": f"{PLACE} --json",
     "relocate": f"--to {PLACE} {BRIEF} --dry-run",
-    "undo": f"--list --yes --root --host --offline {BRIEF} --dry-run",
-    "gc": "--yes --root --host --wait --json",
-    "shellenv": "--shell --root --host",
+    "undo": f"--list --yes {ROOT} --offline {BRIEF} --dry-run",
+    "gc": f"--yes {ROOT} --wait --json",
+    "shellenv": f"--shell {ROOT}",
     "mirrors list": f"{PLACE} --catalogue --json",
     "mirrors probe": f"--tool {PLACE} --catalogue --json --no-color",
     "mirrors use": f"--tool --nodefaults {PLACE} --catalogue --offline {BRIEF} --dry-run",
-    "mirrors restore": f"--force --root --host {BRIEF} --dry-run",
+    "mirrors restore": f"--force {ROOT} {BRIEF} --dry-run",
 }
 
 

@@ -97,6 +97,13 @@ def test_records_of_a_private_state_folder_are_trusted_with_any_mode(root: Root)
     assert trust.find(root) is not None
 
 
+@pytest.mark.parametrize("name", ["lock", "lock.lease-1", ".model-pins.json.lock"])
+def test_lock_that_every_user_can_write_is_no_reason_for_distrust(root: Root, name: str) -> None:
+    (root.state / name).touch()
+    (root.state / name).chmod(0o666)
+    assert trust.find(root) is None
+
+
 def test_root_is_not_trusted_if_one_of_its_record_files_is_a_symbolic_link(root: Root, tmp_path: Path) -> None:
     root.links.rename(tmp_path / "elsewhere")
     root.links.symlink_to(tmp_path / "elsewhere")
