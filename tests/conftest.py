@@ -88,9 +88,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Remove this machine's settings from the environment variables before the first test, and set fixed ones.
 
-    SIGINT gets its default handler, because a shell starts background processes with SIGINT ignored, and children would
-    inherit that. Real torch computes with one thread, because two workers with one thread per core slow each other
-    down. A test of the number of threads sets that number itself.
+    SIGINT and SIGHUP get their default handlers: a shell starts background processes with SIGINT ignored, and nohup
+    starts a process with SIGHUP ignored, and children would inherit that. Real torch computes with one thread, because
+    two workers with one thread per core slow each other down. A test of the number of threads sets that number itself.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -103,10 +103,13 @@ def _surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             "OMP_WAIT_POLICY", "PASSIVE"
         )  # a thread that waits for the others sleeps, and does not occupy a core
         handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+        hang_up = signal.signal(signal.SIGHUP, signal.SIG_DFL) if hasattr(signal, "SIGHUP") else None
         mask = os.umask(0o022)  # the modes of new files depend on the umask; a test of the umask sets its own
         yield
         os.umask(mask)
         signal.signal(signal.SIGINT, handler)
+        if hang_up is not None:
+            signal.signal(signal.SIGHUP, hang_up)
 
 
 @pytest.fixture(autouse=True)
