@@ -21,7 +21,7 @@ from provision.lockfiles.folder import LockFolder
 from provision.models.snapshots import SnapshotStep
 from provision.relocation.record_step import RecordStep
 from provision.relocation.step import RelocateStep
-from provision.setup import undo
+from provision.setup import undo, undo_paths
 from provision.volume import variables
 from provision.volume.changes import keep_backup
 from provision.volume.journal import Journal
@@ -39,6 +39,12 @@ ODD = b"odd \xff\n"
 SHARED = {"journal", "root", "progress", "moves"}  # attributes that are not compared: the same in each step, or steps
 # {name of a run: its golden file}.
 RUNS = {"20260301T070000Z-99": "schema-1", "20261201T080000Z-4242": "setup", "20261201T090000Z-4243": "undo"}
+
+
+@pytest.fixture(autouse=True)
+def _any_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept every path: those of the golden journals are samples, and one folder here has another disk as target."""
+    monkeypatch.setattr(undo_paths, "require_own", lambda *_: None)
 
 
 @pytest.fixture
