@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "FIRSTLIGHT_TRUST_VOLUME"  # "1": the user trusts everybody who can write to the volume
 _SCRATCH = ".firstlight-probe-"  # as in provision.fs.capabilities, which deletes those of killed runs
+_UID_MAP, _OVERFLOW_UID = Path("/proc/self/uid_map"), Path("/proc/sys/kernel/overflowuid")
+_ALL_USERS = 2**32 - 1  # the number of ids in the map of the first namespace; source: man 7 user_namespaces
 _PERSONS = range(1000, 60_001)  # the ids of people's accounts; source: UID_MIN and UID_MAX in login.defs
 _LOCK = re.compile(r"(^|\.)lock(\.|$)")  # lock, lock.lease-1, .model-pins.json.lock
 _NO_LOGIN = ("nologin", "false", "sync")
@@ -67,7 +69,7 @@ def find(root: Root) -> Distrust | None:
     """
     if sys.platform == "win32":
         return None
-    trusted = _Trusted(frozenset({0, os.geteuid()}))
+    trusted = _Trusted(frozenset({0, os.geteuid(), *_unmapped_user()}))
     if _first(root, trusted) is None:
         return None
     trusted = _on_this_file_system(root, trusted)
@@ -166,6 +168,18 @@ def _judge(path: Path, trusted: _Trusted, whole: Path | None = None) -> Distrust
         fact = f"is writable by the group {_group(status.st_gid)} (mode {stat.S_IMODE(mode):04o})"
         return Distrust(path, fact, f"chmod {recursive}g-w {path_text}")
     return None
+
+
+def _unmapped_user() -> set[int]:
+    """Return the id that a user namespace shows for all users outside of it; empty in the first namespace.
+
+    In a container without root, such as one of Apptainer, the folders of the host's root have this owner.
+    """
+    try:
+        whole = _UID_MAP.read_text(encoding="ascii").split() == ["0", "0", str(_ALL_USERS)]
+        return set() if whole else {int(_OVERFLOW_UID.read_text(encoding="ascii"))}
+    except (OSError, ValueError):  # not Linux
+        return set()
 
 
 def _on_this_file_system(root: Root, trusted: _Trusted) -> _Trusted:

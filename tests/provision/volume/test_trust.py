@@ -136,6 +136,17 @@ def test_path_of_another_user_is_not_trusted(root: Root, name: str) -> None:
 
 
 @needs_root
+@pytest.mark.parametrize(("uid_map", "is_trusted"), [("0 1000 1", True), ("0 0 4294967295", False)])
+def test_folder_of_the_hosts_root_is_trusted_in_a_user_namespace(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid_map: str, is_trusted: bool
+) -> None:
+    (tmp_path / "uid_map").write_text(f"{uid_map}\n")
+    monkeypatch.setattr(trust, "_UID_MAP", tmp_path / "uid_map")
+    os.chown(root.path.parent, 65_534, -1)
+    assert (trust.find(root) is None) is is_trusted
+
+
+@needs_root
 def test_group_that_has_other_members_is_not_trusted(root: Root) -> None:
     os.chown(root.path, -1, OTHER_GROUP)
     root.path.chmod(0o2775)
