@@ -23,7 +23,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Answer:
-    """Hold the result of one command: its words, exit code, JSON object (None if it printed none) and messages."""
+    """Hold the result of one command: its arguments, exit code, JSON object (None if it printed none) and messages."""
 
     words: list[str]
     code: int
