@@ -108,7 +108,7 @@ def _written_out(loop: Loop) -> Callable[[Mark], Images]:
 def _by_pipeline(loop: Loop) -> Callable[[Mark], Images]:
     """Return a function that makes an image with the diffusers pipeline of the task.
 
-    The prompt is random tokens, since its words do not change the time.
+    The prompt is random tokens, since the text of a prompt does not change the time.
     """
     model = loop.model
     torch, case = model.torch, model.case

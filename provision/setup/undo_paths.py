@@ -61,7 +61,8 @@ def require_own(run: str, run_acts: Sequence[ReadAct], root: Root, home: Path, e
         if foreign is not None:
             raise BlockedError(
                 f"the journal of run {run} names {foreign}, which no run of firstlight changes, so nothing was undone. "
-                f"Look at the journal: cat {root.journal / f'{run}.jsonl'}"
+                f"Look at the journal: cat {root.journal / f'{run}.jsonl'}. If {foreign} is a settings file of a tool, "
+                f"set the tool's variable ({', '.join(_FILES)}) to it as at the time of the run, then run again."
             )
 
 
